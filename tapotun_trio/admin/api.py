@@ -21,7 +21,7 @@ import trio
 from msgspec import Struct
 
 from .. import __version__
-from ..control.handlers import Process, process_status
+from ..control.handlers import Process, mac_tables, process_status
 from ..control.protocol import DisconnectArguments, ReloadArguments
 from ..errors import TapotunError, is_peers_fault
 from ..http.heads import BadRequest
@@ -42,6 +42,7 @@ from .pages import Page
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LIVE: Final = 16  # WebSockets
 TURN_S: Final = (0.0005, 0.004)  # the shortest and the longest turn of a long task, after which other tasks run
+SHOWN_MACS: Final = 1000  # addresses of each interface
 STATUS_AGE_S: Final = 0.5  # a status that several WebSockets share is at most this old
 
 # A request's target may be an absolute URL (RFC 9112 section 3.2.2).
@@ -121,6 +122,7 @@ class AdminApi:
             "/api/logout": {"POST": (Permission.CONFIRMED, self._log_out)},
             "/api/session": {"GET": (Permission.WATCHERS, self._session)},
             "/api/status": {"GET": (Permission.WATCHERS, self._show_status)},
+            "/api/macs": {"GET": (Permission.WATCHERS, self._show_macs)},
             "/api/events": {"GET": (Permission.WATCHERS, self._show_events)},
             "/api/history": {"GET": (Permission.WATCHERS, self._show_history)},
             "/api/disconnect": {"POST": (Permission.ACTORS, self._disconnect)},
@@ -243,6 +245,9 @@ class AdminApi:
 
     async def _show_status(self, request: Request) -> Answer:
         return document(await self._process_status())
+
+    async def _show_macs(self, request: Request) -> Answer:
+        return document({"interfaces": await mac_tables(self._registry, [], SHOWN_MACS)})
 
     async def _show_events(self, request: Request) -> Answer:
         return document({"events": self._events.since(0)})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 
 from ..http.forwarded import client_of
@@ -53,11 +53,11 @@ def is_same_origin(headers: Mapping[str, str]) -> bool:
 
 
 def limited_as(remote: str | None, headers: Mapping[str, str]) -> str:
-    """The name under which failed logins are counted. ``remote``: the connection's address; None: a Unix socket.
+    """The address from which failed logins are counted; `limits` says which addresses are counted together. "unix" or
+    "unknown": there is none. ``remote``: the connection's address, maybe with a zone; None: a Unix socket.
 
     Forwarding headers are believed if the connection comes from this machine, as a proxy's does. Another local program
-    can forge them, and so use up the limit of another address. An IPv6 /64 counts as one address, since every home has
-    a whole /64.
+    can forge them, and so use up the limit of another address.
     """
     address = _address(remote) if remote is not None else None
     if remote is None or (address is not None and address.is_loopback):
@@ -66,13 +66,19 @@ def limited_as(remote: str | None, headers: Mapping[str, str]) -> str:
         address = claimed or address
     if address is None:
         return "unix" if remote is None else "unknown"
-    return str(address) if address.version == 4 else str(ip_network((address, 64), strict=False))
+    return str(address)
 
 
 def _address(text: str) -> Address | None:
+    """An address with its zone, if it is link-local."""
+    bare, _, zone = text.partition("%")
     try:
-        address = ip_address(text.partition("%")[0])  # the zone of a link-local address may be any text
+        address = ip_address(bare)
+        if isinstance(address, IPv4Address):
+            return address
+        if address.ipv4_mapped is not None:
+            return address.ipv4_mapped
+        # The zone is the name of an interface, so it may be nearly any text.
+        return IPv6Address(f"{bare}%{zone}") if zone and address.is_link_local else address
     except ValueError:
         return None
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address

@@ -32,7 +32,7 @@ from prometheus_client.samples import Sample
 
 from ..datapath.counters import DropReason
 from ..errors import EndReason, RefusalReason
-from ..status.model import InterfaceState, InterfaceStatus, ListenerStatus, PeerStatus, ProcessStatus
+from ..status.model import InterfaceState, InterfaceStatus, ListenerStatus, PeerStatus, ProcessStatus, UpdateStatus
 from ..text import one_line
 
 _OPENMETRICS: Final = "application/openmetrics-text"
@@ -110,11 +110,11 @@ class _Gauge(NamedTuple, Generic[T]):
 
 
 class _Counter(NamedTuple, Generic[T]):
-    """A counter. ``name`` is without ``_total``."""
+    """A counter. ``name`` is without ``_total``. ``read`` returns None if there is nothing to count."""
 
     name: str
     text: str
-    read: Callable[[T], int]
+    read: Callable[[T], int | None]
 
 
 class _Reasons(NamedTuple, Generic[T]):
@@ -138,6 +138,9 @@ _REFUSALS: Final = (
     RefusalReason.NO_ADDRESS,
     RefusalReason.OTHER_SESSION,
 )
+_TAP_REFUSALS: Final = tuple(
+    RefusalReason.NO_TAP if reason == RefusalReason.NO_ADDRESS else reason for reason in _REFUSALS
+)
 _DEVICE_DROPS: Final = (
     DropReason.INTERNAL_ERROR,
     DropReason.JUMBOGRAM,
@@ -146,6 +149,14 @@ _DEVICE_DROPS: Final = (
     DropReason.NO_ROUTE,
     DropReason.NOT_IPV4,
 )
+
+_TAP_DROPS: Final = (
+    DropReason.BAD_MAC,
+    DropReason.INTERNAL_ERROR,
+    DropReason.RESERVED_MAC,
+    DropReason.SAME_SIDE,
+)
+
 
 _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
     _Gauge(
@@ -174,17 +185,42 @@ _INTERFACE: Final[tuple[_Row[InterfaceStatus], ...]] = (
         "How often something that another program took away was put back.",
         lambda status: status.repairs,
     ),
+    _Gauge(
+        "tapotun_interface_macs",
+        "MAC addresses in the table of a server's TAP interface, behind all clients and the server.",
+        lambda status: status.macs,
+    ),
+    _Counter(
+        "tapotun_interface_macs_learned",
+        "MAC addresses that the switch of a server's TAP interface has found.",
+        lambda status: status.macs_learned,
+    ),
+    _Counter(
+        "tapotun_interface_macs_moved",
+        "How often a MAC address was behind one client or the server, and then behind another.",
+        lambda status: status.macs_moved,
+    ),
+    _Counter(
+        "tapotun_interface_macs_evicted",
+        "MAC addresses that were forgotten because there were too many behind a client or the server.",
+        lambda status: status.macs_evicted,
+    ),
+    _Counter(
+        "tapotun_interface_flooded_packets",
+        "Frames from a server's TAP interface that were sent to all clients.",
+        lambda status: status.flooded_packets,
+    ),
     _Reasons(
         "tapotun_interface_dropped_packets",
         "Packets from the interface's device that were delivered to no peer, by reason.",
         lambda status: status.device_drops,
-        lambda status: _DEVICE_DROPS if status.kind == "server" else (),
+        lambda status: (_DEVICE_DROPS if status.macs is None else _TAP_DROPS) if status.kind == "server" else (),
     ),
     _Reasons(
         "tapotun_interface_refused_requests",
         "Refused or failed requests to the interface, by reason.",
         lambda status: status.refusals,
-        lambda status: _REFUSALS if status.kind == "server" else (),
+        lambda status: (_REFUSALS if status.macs is None else _TAP_REFUSALS) if status.kind == "server" else (),
     ),
 )
 
@@ -196,7 +232,23 @@ _LISTENER: Final[tuple[_Row[ListenerStatus], ...]] = (
     ),
 )
 
-_DROPS: Final = tuple(sorted(set(DropReason) - {DropReason.NO_ROUTE, DropReason.LOOP, DropReason.INTERNAL_ERROR}))
+_BY_SWITCH: Final = {
+    DropReason.ARP_GUARD,
+    DropReason.BAD_MAC,
+    DropReason.ISOLATED,
+    DropReason.RESERVED_MAC,
+    DropReason.SAME_SIDE,
+    DropReason.STORM,
+}
+_BY_ROUTER: Final = {
+    DropReason.BAD_SOURCE,
+    DropReason.JUMBOGRAM,
+    DropReason.LINK_LOCAL,
+    DropReason.NOT_IPV4,
+}
+_OF_NO_PEER: Final = {DropReason.NO_ROUTE, DropReason.LOOP, DropReason.INTERNAL_ERROR}
+_DROPS: Final = tuple(sorted(set(DropReason) - _OF_NO_PEER - _BY_SWITCH))
+_TAP_CLIENT_DROPS: Final = tuple(sorted(set(DropReason) - _OF_NO_PEER - _BY_ROUTER))
 
 _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
     _Gauge("tapotun_client_connected", "1: packets pass both ways.", lambda status: status.state == "connected"),
@@ -238,8 +290,36 @@ _PEER: Final[tuple[_Row[PeerStatus], ...]] = (
     _Gauge("tapotun_client_rtt_min_seconds", "The minimum round trip.", lambda status: _from_ms(status.rtt.min_ms)),
     _Gauge("tapotun_client_outbox_bytes", "Queued data to send, with framing.", lambda status: status.outbox.bytes),
     _Gauge("tapotun_client_outbox_packets", "Packets that wait to be sent.", lambda status: status.outbox.packets),
+    _Gauge(
+        "tapotun_client_macs",
+        "MAC addresses behind a client of a server's TAP interface.",
+        lambda status: status.macs,
+    ),
+    _Counter(
+        "tapotun_client_macs_learned",
+        "MAC addresses that were found behind such a client.",
+        lambda status: status.macs_learned,
+    ),
+    _Counter(
+        "tapotun_client_macs_moved",
+        "How often a MAC address was elsewhere, and then behind such a client.",
+        lambda status: status.macs_moved,
+    ),
+    _Counter(
+        "tapotun_client_macs_evicted",
+        "MAC addresses that were forgotten because there were too many behind such a client.",
+        lambda status: status.macs_evicted,
+    ),
+    _Counter(
+        "tapotun_client_flooded_packets",
+        "Frames from a client of a server's TAP interface that were sent to all others.",
+        lambda status: status.flooded_packets,
+    ),
     _Reasons(
-        "tapotun_client_dropped_packets", "Packets dropped, by reason.", lambda status: status.drops, lambda _: _DROPS
+        "tapotun_client_dropped_packets",
+        "Packets dropped, by reason.",
+        lambda status: status.drops,
+        lambda status: _DROPS if status.macs is None else _TAP_CLIENT_DROPS,
     ),
     _Reasons(
         "tapotun_client_stream_ends",
@@ -303,6 +383,36 @@ def _of_process(status: ProcessStatus) -> Iterator[Metric]:
         at.add_metric((), status.last_reload.at.timestamp())
     yield successful
     yield at
+    yield from _of_update(status.update)
+
+
+def _of_update(update: UpdateStatus | None) -> Iterator[Metric]:
+    """Without samples if the config does not look for updates; the first ones come with the first check."""
+    available = GaugeMetricFamily(
+        "tapotun_update_available", "1: there is a newer version than the running one.", labels=()
+    )
+    successful = GaugeMetricFamily(
+        "tapotun_update_last_check_successful",
+        "0: the last check for updates, or what followed of it, failed.",
+        labels=(),
+    )
+    at = GaugeMetricFamily(
+        "tapotun_update_last_check_timestamp_seconds",
+        "When updates were last looked for successfully.",
+        labels=(),
+        unit="seconds",
+    )
+    refused = GaugeMetricFamily(
+        "tapotun_update_refused", "How many versions did not start here, and were taken back.", labels=()
+    )
+    if update is not None:
+        if update.checked_at is not None:
+            available.add_metric((), update.available is not None)
+            at.add_metric((), update.checked_at.timestamp())
+        if update.checked_at is not None or update.error is not None:
+            successful.add_metric((), update.error is None)
+        refused.add_metric((), len(update.refused))
+    yield from (available, successful, at, refused)
 
 
 def _states(interfaces: Labelled[InterfaceStatus]) -> Metric:
@@ -339,7 +449,8 @@ def _family(row: _Row[T], names: Sequence[str], things: Labelled[T]) -> Metric:
         case _Counter(name, text, count):
             counter = CounterMetricFamily(name, text, labels=names, unit=unit)
             for labels, thing in things.items():
-                counter.add_metric(labels, count(thing))
+                if (number := count(thing)) is not None:
+                    counter.add_metric(labels, number)
             return counter
         case _Reasons(name, text, counts_of, expected):
             counter = CounterMetricFamily(name, text, labels=(*names, "reason"), unit=unit)

@@ -18,10 +18,10 @@ from typing import Final
 
 import trio
 
-from ..config.model import ClientConfig
+from ..config.model import ClientConfig, DeviceKind
 from ..cooperative import Steps
 from ..datapath.counters import Counters, DropReason, Transport
-from ..datapath.receiver import Receiver, deliver_to_device
+from ..datapath.receiver import Receiver, deliver_ethernet, deliver_to_device
 from ..datapath.rtt import RoundTrip
 from ..datapath.sender import AGENT_FRAME, Sender, keepalive_policy
 from ..datapath.tun_io import DeviceWriter
@@ -45,16 +45,18 @@ from ..peer.session_log import SessionLog
 from ..status.duration import span
 from ..status.model import InterfaceState, InterfaceStatus, PeerState
 from ..wire import control, params
+from ..wire.body import Body
 from ..wire.frames import FrameRange, FrameReader, receive_buffer
 from ..wire.websocket import WebSocketBody
 from .ages import AgeLimits, StreamKind, is_cut
+from .carrier import Carrier, SetCarrier
 from .failure_log import FailureLog
 from .flows import ClientFlows
 from .outage import Outage
-from .parameters import InterfaceParameters
+from .parameters import AttachedInterface, InterfaceParameters
 from .path_mtu import PathMtu
 from .path_watch import PathWatch
-from .requests import Answer, FeatureOffer, Requests
+from .requests import Answer, FeatureOffer, Requests, passes_ipv6
 from .rotation import SETTLED_S, OnFailure, OpenStream, RetryGate, keep_streaming
 from .stall import Stall
 from .states import Agreement, ClientEvent, ClientState, ClientStateMachine
@@ -68,6 +70,8 @@ from .streams import (
     is_over,
     level_of,
     replaced_by_websocket,
+    was_replaced,
+    why_nothing_is_sent,
 )
 from .transport_choice import UPLOAD_SEEN_S, TransportSelector
 
@@ -119,11 +123,12 @@ class TunnelClient:
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
         self.path_mtu = PathMtu(SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING)))
-        offer = FeatureOffer(self._selector.features, has_ipv6, log)
+        offer = FeatureOffer(self._selector.features, has_ipv6, log, config.device)
         self._requests = Requests(
             config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver(), tls, offer
         )
-        self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free, has_ipv6)
+        self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free, has_ipv6, config.bridge)
+        self._carrier = Carrier()
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()
         self._download_gate, self._upload_gate = RetryGate(), RetryGate()
@@ -226,17 +231,33 @@ class TunnelClient:
         limit, problem = self.path_mtu.limits.limit(address), self.path_mtu.limits.problem(address)
         server, conflicts = self._config.server.authority, self.guard.conflicts
         left_out = self.guard.push_filter.left_out
-        status = client_status(common, self, server, self.desired, conflicts, left_out, limit, problem)
+        status = client_status(common, self, server, self.desired, self.device, conflicts, left_out, limit, problem)
         return with_refused_routes(status, self._parameters.refused)
 
     # -- the device's side
 
     async def wait_for_parameters(self) -> DesiredState:
         """Wait for the server's first answer; returns the desired state that it gives. Cancel-safe."""
-        return await self._parameters.wait_first()
+        desired = await self._parameters.wait_first()
+        self.flows.ethernet = self.device == "tap"
+        return desired
 
-    def attach(self, writer: DeviceWriter, reconciler: Reconciler) -> None:
-        """The device is up: received frames go to ``writer``, changed parameters to ``reconciler``."""
+    @property
+    def device(self) -> DeviceKind:
+        """What the frames carry; "tun" before the server's first answer."""
+        return self._parameters.device
+
+    async def wait_device_changed(self) -> None:
+        """Wait until the server's frames carry something else than `device`, for which this client has to be made anew.
+        Cancel-safe."""
+        await self._parameters.device_changed.wait()
+
+    def attach(self, writer: DeviceWriter, reconciler: Reconciler, set_carrier: SetCarrier | None = None) -> None:
+        """The device is up: received frames go to ``writer``, changed parameters to ``reconciler``.
+
+        ``set_carrier``: of a TAP interface, which has no carrier at first.
+        """
+        self._carrier.attach(set_carrier)
         self._parameters.attach(writer, reconciler)
 
     async def reconfigure(self, config: ClientConfig) -> None:
@@ -286,6 +307,7 @@ class TunnelClient:
             self.peer_info.tick(now, self.counters, heard=heard)
             connected = not is_over(self._download)
             self.guard.tick(now, connected=connected, heard=heard, silence_s=silence_s)
+            self._carrier.tick(now, connected=connected)
             self._select_transport()
             for stream in (self._download, self._upload):
                 if stream is not None and not stream.over:
@@ -322,28 +344,8 @@ class TunnelClient:
             self.failure_log.note("outage", logging.INFO, f"connected again after {span(lasted_s)}")
 
     def _log_stall(self) -> None:
-        stall = self._stall
-        if stall.over:
-            level = logging.INFO
-            text = f"the upload goes on after {stall.lasted_s:.0f} s; {stall.dropped} packets had grown too old"
-        else:
-            level = logging.WARNING
-            text = f"nothing was sent for {stall.lasted_s:.0f} s, and {stall.dropped} packets grew too old: "
-            text += self._describe_upload()
-        self.failure_log.note("stall", level, text)
-
-    def _describe_upload(self) -> str:
-        """Why nothing is sent, as far as this machine can tell."""
         stream = self._download if self.transport == "websocket" else self._upload
-        if stream is None or stream.over:
-            return f"there is no upload ({self.failure_log.latest or 'it is being opened'})"
-        path = stream.connection.path()
-        if path is None:
-            return "the other end accepts no data"
-        return (
-            f"{path.flying_bytes} bytes are not acknowledged, {path.unsent_bytes} wait in the socket, "
-            f"round trip {path.rtt_s * 1e3:.0f} ms"
-        )
+        self.failure_log.note("stall", *self._stall.report(why_nothing_is_sent(stream, self.failure_log.latest)))
 
     async def watch_path(self, host: Host) -> None:
         """Renew the streams when their local address, their link or the route to the server changes; for ever
@@ -442,13 +444,8 @@ class TunnelClient:
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
             extended = control.CTL in answer.features
-            answer = await self._parameters.receive_first(answer, answer.head.body(), self._config.server.authority)
-            # On an extended download a PARAMS frame follows, which has the routes. This answer has none: applying it
-            # would remove the routes, and the frame would add them again, at every rotation.
-            if answer.conf is not None and (self.desired is None or not extended):
-                await self._parameters.configure(answer.conf.settings)
-            interface = await self._parameters.wait_attached()  # an earlier attempt may have been given up in this wait
-            reader = FrameReader(answer.head.body(), control=extended, memory=memory)
+            answer, interface = await self._apply_answer(answer, answer.head.body(), extended=extended)
+            reader = FrameReader(answer.head.body(), control=extended, memory=memory, ethernet=answer.device == "tap")
             frames = reader.prime(answer.rest)
             self._selector.offered = control.WS in answer.features
             self._selector.get_answered()
@@ -467,12 +464,7 @@ class TunnelClient:
         answer = await self._requests.websocket(yields=self._yields)
         with ExitStack() as undo:
             undo.callback(answer.connection.close)
-            answer = await self._parameters.receive_first(
-                answer, WebSocketBody(masked=False), self._config.server.authority
-            )
-            if answer.conf is not None and self.desired is None:
-                await self._parameters.configure(answer.conf.settings)
-            interface = await self._parameters.wait_attached()
+            answer, interface = await self._apply_answer(answer, WebSocketBody(masked=False), extended=True)
             self._selector.websocket_opened(trio.current_time())
             stream = WebSocketStream(
                 answer.connection,
@@ -483,7 +475,8 @@ class TunnelClient:
                 self.counters.ends,
                 memory,
                 partial(self.flows.lane, interface.writer),
-                ipv6=control.INET6 in answer.features,
+                ipv6=passes_ipv6(answer.features),
+                ethernet=answer.device == "tap",
             )
             self._download_begins(stream, "websocket", answer, replaces=replaces)
             if self._upload is not None:
@@ -491,6 +484,19 @@ class TunnelClient:
             self._upload = None
             undo.pop_all()
         return stream
+
+    async def _apply_answer(self, answer: Answer, body: Body, *, extended: bool) -> tuple[Answer, AttachedInterface]:
+        """Apply the parameters that come with an answer. Returns it with everything that was received of it, and the
+        interface, as soon as its device is up. Raises PeerError, HostError."""
+        if self._download is None and passes_ipv6(answer.features):
+            # The device comes up before the first stream begins. What it is sent meanwhile waits, in both families.
+            self.sender.set_ipv6(True)
+        answer = await self._parameters.receive_first(answer, body, self._config.server.authority)
+        # On an extended download a PARAMS frame follows, which has the routes. This answer has none: applying it would
+        # remove the routes, and the frame would add them again, at every rotation.
+        if answer.conf is not None and (self.desired is None or not extended):
+            await self._parameters.configure(answer.conf.settings)
+        return answer, await self._parameters.wait_attached()  # an earlier attempt may have been given up in this wait
 
     @property
     def _yields(self) -> bool:
@@ -518,7 +524,7 @@ class TunnelClient:
             address=download.connection.name,
         )
         level = logging.DEBUG if replaces and transport == self.transport else logging.INFO
-        kind = "extended" if agreement.extended else "base"
+        kind = "extended" + (", Ethernet" if answer.device == "tap" else "") if agreement.extended else "base"
         stream = "WebSocket" if websocket else "download"
         settings = self._parameters.settings if conf is None or control.INET6 in answer.features else conf.settings
         assert settings is not None, "an answer without an address is refused unless its PARAMS were applied"
@@ -534,10 +540,12 @@ class TunnelClient:
         self.failure_log.clear(keep="upload" if replaces else None)
         self._farewell = None
         self.sender.keepalive = keepalive
-        if is_over(self._download) and not (replaces and self._was_replaced(self._download)):
+        if is_over(self._download) and not (replaces and was_replaced(self._download)):
             self._selector.download_began(trio.current_time())
         self._agreement, self._download = agreement, download
-        self._set_ipv6(control.INET6 in agreement.features, websocket=websocket)
+        self.peer_info.ipv6 = control.INET6 in agreement.features
+        self._set_ipv6(passes_ipv6(agreement.features), websocket=websocket)
+        self._carrier.session_began()
         self._local_address = download.connection.local_address
         before, self._remote_address = self._remote_address, download.connection.remote_address
         if self._upload is not None and not replaces:
@@ -561,12 +569,6 @@ class TunnelClient:
         elif upload is not None and not websocket:
             self._upload_gate.rotate()
 
-    @staticmethod
-    def _was_replaced(older: Download | WebSocketStream | None) -> bool:
-        """Whether a download has ended only because the server serves a newer one. So nothing is lost that the server
-        said on it. That end may arrive before the newer download begins here."""
-        return older is not None and older.ended.is_set() and older.failure is None
-
     async def _probe_http(self) -> Download | None:
         """Begin an upload over HTTP while the WebSocket continues. If the upload arrives, open a download and return
         it; otherwise return None."""
@@ -575,7 +577,7 @@ class TunnelClient:
         try:
             with ExitStack() as undo:
                 number = self._selector.next_upload_number()
-                upload = self._new_upload(await self._requests.put(number, self._remote_address), number)
+                upload = self._new_upload(await self._requests.put(number, self._remote_address, self.device), number)
                 undo.callback(upload.connection.close)
                 if await self._prove(upload):
                     download = await self._open_get(replaces=True)
@@ -630,10 +632,12 @@ class TunnelClient:
         else:
             number = self._selector.next_upload_number() if self._agreement.extended else None
             with ExitStack() as undo:
-                connection = await self._requests.put(number, self._remote_address)
+                connection = await self._requests.put(number, self._remote_address, self.device)
                 undo.callback(connection.close)
                 if self.transport == "websocket":
                     raise replaced_by_websocket()
+                if number is None and self._agreement.extended:  # it would carry no control frames and no IPv6
+                    raise PeerError("the server became an extended one during the attempt", reason=EndReason.ENDED)
                 upload = self._new_upload(connection, number)
                 if number is not None:
                     older = self._upload
@@ -690,7 +694,7 @@ class TunnelClient:
         unseen = None if number is None else self._on_upload_unseen
 
         def takes_ipv6() -> bool:
-            return number is not None and control.INET6 in self._agreement.features
+            return number is not None and passes_ipv6(self._agreement.features)
 
         return Upload(connection, self.sender, self._check_upload, unseen, self.counters.ends, number, takes_ipv6)
 
@@ -749,6 +753,9 @@ class TunnelClient:
 
     async def _deliver(self, writer: DeviceWriter, reader: FrameReader, frames: list[FrameRange]) -> None:
         """Write the packets of one receive to the device. Raises PeerError, HostError."""
+        if self.flows.ethernet:
+            deliver_ethernet(reader.view, frames, writer, self.counters)
+            return
         deliver_to_device(reader.view, frames, writer, self.counters, self.sender.send_control, ipv6=self.flows.ipv6)
 
     async def _on_control(self, kind: int, payload: bytes) -> None:
@@ -761,7 +768,7 @@ class TunnelClient:
                 self.rtt.sample(control.echoed_clock(payload), time.monotonic_ns())
             self._log.debug("round trip %s", self.rtt)
         elif kind == control.PARAMS:
-            offered = params.decode(payload, ipv6=self.flows.ipv6)
+            offered = params.decode(payload, ipv6=control.INET6 in self._agreement.features)
             keepalive, silence_s = keepalive_policy(offered.keepalive)
             self._agreement = replace(self._agreement, keepalive=keepalive, silence_s=silence_s)
             self.sender.set_keepalive(keepalive)

@@ -1,11 +1,11 @@
-"""What the plane needs to know of a client: everything from the device goes to the server, everything from there goes
-into the device."""
+"""Where a client's packets go: everything from the device goes to the server, everything from there goes into the
+device. So it is with Ethernet frames; of IP there are packets that do not pass."""
 
 from __future__ import annotations
 
 from ..datapath.counters import Counters, DropReason
-from ..datapath.plane import ALL_ALIKE, DeliverNow, Flows, Lane, Plane, Verdict, current_plane
-from ..datapath.receiver import deliver_to_device, refused_ipv6
+from ..datapath.plane import ALL_ALIKE, ALL_FRAMES, DeliverNow, Flows, Lane, Plane, Verdict, current_plane
+from ..datapath.receiver import deliver_ethernet, deliver_to_device, refused_ipv6
 from ..datapath.sender import Sender
 from ..datapath.tun_io import DeviceWriter
 from ..families import stays_on_link
@@ -21,13 +21,16 @@ from ..wire.frames import (
 
 
 class ClientFlows:
-    """Where a client's packets go: `classify` and a `tun_io.FrameJudge` for the device, and the lane for a download.
+    """Where a client's packets go: `classify` or `from_device` and a `tun_io.FrameJudge` for the device, and the lane
+    for a download.
 
     Attributes:
+        ethernet: whether the frames carry Ethernet. Set once, before the device is read.
         ipv6: whether the server has agreed to send IPv6. `set_ipv6` changes it.
     """
 
     def __init__(self, sender: Sender, counters: Counters) -> None:
+        self.ethernet = False
         self.ipv6 = False
         self._sender = sender
         self._counters = counters
@@ -44,13 +47,34 @@ class ClientFlows:
     def flows(self, plane: Plane) -> Flows:
         """See `tun_io.FrameJudge`."""
         if self._outward is None:
-            self._outward = Flows(plane, ALL_ALIKE, self._counters.drops)
+            self._outward = self._new_flows(plane)
         return self._outward
+
+    def _new_flows(self, plane: Plane) -> Flows:
+        if self.ethernet:
+            return Flows(plane, ALL_FRAMES, self._counters.drops, ethernet=True)
+        return Flows(plane, ALL_ALIKE, self._counters.drops)
 
     def judge(self, view: memoryview, at: int) -> Verdict:
         """See `tun_io.FrameJudge`."""
         plane = current_plane()
-        return None if plane is None else _judge(view, at, self._sender.port(plane), ipv6=self._sender.ipv6)
+        if plane is None:
+            return None
+        port = self._sender.port(plane)
+        return port if self.ethernet else _judge(view, at, port, ipv6=self._sender.ipv6)
+
+    def from_device(self, view: memoryview, frames: list[FrameRange]) -> None:
+        """See `tun_io.EthernetDispatch`. Every frame goes to the server; those that are adjacent, together."""
+        first = stop = packets = 0
+        for frame in frames:
+            if frame[0] != stop:
+                if packets:
+                    self._sender.send(view[first:stop], packets)
+                first, packets = frame[0], 0
+            stop = frame[1]
+            packets += frame[2]
+        if packets:
+            self._sender.send(view[first:stop], packets)
 
     def classify(self, view: memoryview, at: int) -> Sender | None:
         """See `tun_io.Classify`. All of IPv4 goes to the server; so does IPv6 if that is agreed on, except what must
@@ -71,19 +95,22 @@ class ClientFlows:
         return self._sender
 
     def lane(self, writer: DeviceWriter) -> Lane | DeliverNow:
-        """Where the plane puts the frames of a download: as `deliver_to_device`."""
+        """Where the plane puts the frames of a download: as `deliver_to_device` or `deliver_ethernet`."""
 
         def deliver(reader: FrameReader, frames: list[FrameRange]) -> None:
+            if self.ethernet:
+                deliver_ethernet(reader.view, frames, writer, self._counters)
+                return
             deliver_to_device(reader.view, frames, writer, self._counters, self._sender.send_control, ipv6=self.ipv6)
 
         plane = current_plane()
         if plane is None or writer.outlet is None:
             return deliver
         if self._inward is None:
-            self._inward = Flows(plane, ALL_ALIKE, self._counters.drops)
+            self._inward = self._new_flows(plane)
 
         def judge(view: memoryview, at: int) -> Verdict:
-            return _judge(view, at, True, ipv6=self.ipv6)
+            return True if self.ethernet else _judge(view, at, True, ipv6=self.ipv6)
 
         return Lane(self._inward, writer.outlet, deliver, judge, self._counters)
 

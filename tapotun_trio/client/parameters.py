@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Network, collapse_addresses
-from typing import Final
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from typing import Final, NamedTuple
 
 import trio
 
-from ..config.model import Mark
+from ..config.model import Bridge, DeviceKind, Mark
 from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, HostError, PeerError
-from ..families import IPAddress
-from ..host.items import Address, DesiredState, Item, Route
+from ..families import IPAddress, IPNetwork, is_within
+from ..host.items import MAIN_TABLE, Address, DesiredState, Item, Route
+from ..host.net.dial import has_default_route_past
 from ..log import Log, flap_damped
 from ..netconf.desired import describe, desired_for_client
 from ..netconf.reconciler import Reconciler
@@ -28,11 +29,16 @@ from ..wire.params import Params
 from ..wire.settings import InterfaceSettings
 from .requests import Answer, no_tun_conf
 
-_ALL_IPV4: Final = IPv4Network("0.0.0.0/0")
+# What counts as all of a family. Of IPv6: all global unicast addresses that IANA gives away (RFC 4291 section 2.4).
+_ALL: Final[dict[int, IPNetwork]] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("2000::/3")}
 
 # How long the first frame may take after the head, which a proxy may have passed on alone.
 FIRST_PARAMS_S: Final = 5.0
 MAX_FIRST_BYTES: Final = 2 * MAX_PAYLOAD_BYTES  # the largest PARAMS frame, and framing around it
+_MARK_ON_TAP: Final = (
+    'the server\'s interface carries Ethernet frames, into which "mark" cannot route packets; remove "mark" from this '
+    "client's config"
+)
 
 
 class AttachedInterface:
@@ -65,7 +71,13 @@ class AttachedInterface:
 
 class InterfaceParameters:
     """The parameters of one client interface. The first ones are for the task that makes the device; later ones are
-    applied to the attached interface."""
+    applied to the attached interface.
+
+    Attributes:
+        device: what the frames carry; "tun" before the first answer.
+        device_changed: set when the server's frames no longer carry what the device was made for, so that the interface
+            has to be made anew.
+    """
 
     def __init__(
         self,
@@ -74,16 +86,20 @@ class InterfaceParameters:
         log: Log,
         require_free: Callable[[], None],
         has_ipv6: Callable[[], bool] = lambda: True,
+        bridge: Bridge | None = None,
     ) -> None:
         """``require_free``: raises HostError if the device could not be made. ``has_ipv6``: whether this machine has
-        IPv6."""
+        IPv6. ``bridge``: what a TAP interface is a port of."""
         self._mark = mark
+        self._bridge = bridge
         self._guard = guard
         self._log = log
         self._changes = flap_damped()
         self._require_free = require_free
         self._has_ipv6 = has_ipv6
-        self._leak_told = False
+        self._leaks_told: frozenset[_Leak] = frozenset()
+        self.device: DeviceKind = "tun"
+        self.device_changed = trio.Event()
         self._conf: InterfaceSettings | None = None  # the newest
         self._first: DesiredState | None = None
         self._first_known = trio.Event()
@@ -136,7 +152,7 @@ class InterfaceParameters:
         """
         self._guard.refuse_own(conf.addresses)
         before, self._conf = self._conf, conf
-        desired = desired_for_client(conf, self._mark)
+        desired = desired_for_client(conf, self._mark, self._bridge)
         self._warn_about_leak(desired)
         if self._first is None:
             self._first = desired
@@ -148,18 +164,32 @@ class InterfaceParameters:
             await interface.apply(desired)
 
     def _warn_about_leak(self, desired: DesiredState) -> None:
-        """Warn if all of IPv4 goes into the tunnel, and nothing of IPv6."""
-        leaks = _takes_ipv4_only(desired) and self._has_ipv6()
-        if leaks and not self._leak_told:
-            text = (
-                "all of IPv4 goes into the tunnel and nothing of IPv6: IPv6 traffic of this machine goes outside of it"
-            )
+        """Warn if all of one family goes into the tunnel, and not all of the other one, which this machine has too."""
+        leaks = frozenset(leak for leak in _leaking(desired) if self._has_outside(leak.version, desired))
+        for leak in leaks - self._leaks_told:
+            taken, left = f"IPv{10 - leak.version}", f"IPv{leak.version}"
+            if leak.table == MAIN_TABLE:
+                text = f"all of {taken} goes into the tunnel, but not all of {left}: "
+                text += f"other {left} traffic of this machine goes outside of it"
+            else:
+                text = f"of packets with mark {self._mark} all of {taken} goes into the tunnel, but not all of {left}: "
+                text += f"other {left} packets with that mark go outside of it"
             self._changes.log(self._log, logging.WARNING, trio.current_time(), text)
-        self._leak_told = leaks
+        self._leaks_told = leaks
+
+    def _has_outside(self, version: int, desired: DesiredState) -> bool:
+        """Whether packets of an IP version can go past the tunnel."""
+        if version == 6:
+            return self._has_ipv6()
+        # Not by the tunnel's own routes, which are there already if this is a later answer. Packets with the mark use
+        # the main table too, if the mark's has nothing of this version.
+        return has_default_route_past(
+            [net for table, net in _routed(desired) if (table, net.version) == (MAIN_TABLE, 4)]
+        )
 
     async def receive_first(self, answer: Answer, body: Body, authority: str) -> Answer:
-        """If IPv6 was agreed on, and no parameters are known yet, receive PARAMS from the stream, and apply them: the
-        answer itself has at most the part of IPv4.
+        """If IPv6 or Ethernet was agreed on, and no parameters are known yet, receive PARAMS from the stream, and apply
+        them: the answer itself has at most the part of IPv4.
 
         Not cancel-safe: what was received is lost with the stream.
 
@@ -170,20 +200,36 @@ class InterfaceParameters:
         Returns the answer with everything that was received, PARAMS included.
 
         Raises PeerError if the answer has no address, and the stream begins with something else, or with nothing for
-        FIRST_PARAMS_S; otherwise as `configure`.
+        FIRST_PARAMS_S; or if the frames carry something else than the device was made for; otherwise as `configure`.
         """
-        if control.INET6 not in answer.features or self._first is not None:
+        self._follow_device(answer.device)
+        if not answer.features & {control.INET6, control.TAP} or self._first is not None:
             return answer
         received, controls = await _first_controls(answer, body)
         if controls and controls[0][0] == control.PARAMS:
-            await self.apply_params(params.decode(controls[0][1]))
+            await self.apply_params(params.decode(controls[0][1], ipv6=control.INET6 in answer.features))
+        elif answer.device == "tap":
+            text = f"{authority} agreed on Ethernet frames, and did not begin with the parameters of the interface"
+            raise PeerError(text, reason=EndReason.BAD_PARAMS)
         elif answer.conf is None:
             raise PeerError(no_tun_conf(answer.head, authority), reason=EndReason.BAD_CONF)
         return replace(answer, rest=received)
 
+    def _follow_device(self, device: DeviceKind) -> None:
+        """The frames of a new download carry this. Raises PeerError if the device was made for something else."""
+        if self._first is None:
+            self.device = device
+        elif device != self.device:
+            self.device_changed.set()
+            carries = "Ethernet frames" if device == "tap" else "IP packets"
+            text = f"the server's interface carries {carries} now, so this one is made anew"
+            raise PeerError(text, reason=EndReason.OTHER_DEVICE)
+
     async def set_mark(self, mark: Mark | None) -> None:
         """Change the fwmark of policy routing (None: no mark). Raises HostError; the previous mark then stays in
         use."""
+        if mark is not None and self._first is not None and self.device == "tap":
+            raise HostError(_MARK_ON_TAP)
         before, self._mark = self._mark, mark
         try:
             if self._conf is not None:
@@ -198,23 +244,55 @@ class InterfaceParameters:
 
     async def apply_params(self, offered: Params) -> None:
         """As `configure`, for a PARAMS frame."""
-        if offered.device != "tun":
-            raise PeerError(
-                f"the server wants a {offered.device} device, we have tun only", reason=EndReason.BAD_PARAMS
-            )
+        if offered.device != self.device:
+            text = f'the server\'s parameters say "device": "{offered.device}", and it has agreed on {self.device} only'
+            raise PeerError(text, reason=EndReason.BAD_PARAMS)
+        if self.device == "tap" and self._mark is not None:
+            raise PeerError(_MARK_ON_TAP, reason=EndReason.OTHER_DEVICE)
         if offered.dns != self._dns and offered.dns:
             self._log_change(f"the server offers DNS at {listed(offered.dns)}; not set here")
         self._dns = offered.dns
         await self.configure(offered.settings)
 
 
-def _takes_ipv4_only(desired: DesiredState) -> bool:
-    """Whether all of IPv4 goes into the interface, of all packets or of those with the mark, and nothing of IPv6."""
-    networks = [item.network for item in desired.items if isinstance(item, Route)]
-    networks += [item.interface.network for item in desired.items if isinstance(item, Address)]
-    if any(network.version == 6 for network in networks):
-        return False
-    return _ALL_IPV4 in collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
+class _Leak(NamedTuple):
+    """An IP version of which not everything goes into the interface by this table, although all of the other one
+    does."""
+
+    version: int
+    table: int
+
+
+def _leaking(desired: DesiredState) -> set[_Leak]:
+    """Each table is looked at by itself: the table of a mark has the packets with the mark only, and the main table
+    those without it."""
+    by_table: dict[int, list[IPNetwork]] = {}
+    for table, network in _routed(desired):
+        by_table.setdefault(table, []).append(network)
+    found: set[_Leak] = set()
+    for table, networks in by_table.items():
+        taken = {version for version in _ALL if _takes_all(version, networks)}
+        if len(taken) == 1:
+            found |= {_Leak(version, table) for version in _ALL.keys() - taken}
+    return found
+
+
+def _routed(desired: DesiredState) -> Iterator[tuple[int, IPNetwork]]:
+    """What goes into the interface, each with its table."""
+    for item in desired.items:
+        if isinstance(item, Route):
+            yield item.table, item.network
+        elif isinstance(item, Address):
+            yield MAIN_TABLE, item.interface.network
+
+
+def _takes_all(version: int, networks: Iterable[IPNetwork]) -> bool:
+    joined: Iterable[IPNetwork]
+    if version == 4:
+        joined = collapse_addresses(each for each in networks if isinstance(each, IPv4Network))
+    else:
+        joined = collapse_addresses(each for each in networks if isinstance(each, IPv6Network))
+    return any(is_within(_ALL[version], network) for network in joined)
 
 
 async def _first_controls(answer: Answer, body: Body) -> tuple[bytes, list[tuple[int, bytes]]]:
@@ -224,7 +302,7 @@ async def _first_controls(answer: Answer, body: Body) -> tuple[bytes, list[tuple
 
     Returns everything that was received of the body, and the control frames in it. Raises PeerError, ShortageError.
     """
-    reader = FrameReader(body, control=True)
+    reader = FrameReader(body, control=True, ethernet=answer.device == "tap")
     received = bytearray(answer.rest)
     frames = reader.prime(answer.rest)
     with trio.move_on_after(FIRST_PARAMS_S):

@@ -12,8 +12,8 @@ from typing import Final
 
 import trio
 
-from ..config.model import NO_PROXY, ClientConfig, Proxy
-from ..errors import EndReason, HostError, PeerError
+from ..config.model import ClientConfig, DeviceKind
+from ..errors import EndReason, PeerError
 from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import GONE, Connection
@@ -22,6 +22,7 @@ from ..http.client import (
     RESPONSE_S,
     answered,
     check_status,
+    effective_proxy,
     open_connection,
     read_response,
     rest_of_refusal,
@@ -45,7 +46,7 @@ class Answer:
 
     Attributes:
         rest: the bytes that came after the head.
-        conf: None: the client has no address of IPv4, and PARAMS has the others. Only if IPv6 was agreed on.
+        conf: None: PARAMS has everything. Only with Ethernet, or with IPv6 if the client has no address of IPv4.
         features: the features that both ends have agreed on.
     """
 
@@ -55,27 +56,71 @@ class Answer:
     conf: TunConf | None
     features: frozenset[str]
 
+    @property
+    def device(self) -> DeviceKind:
+        """What the frames carry."""
+        return "tap" if control.TAP in self.features else "tun"
+
 
 class FeatureOffer:
-    """The features to offer to a server. IPv6 only if this machine has it, which is asked for each request."""
+    """The features to offer to a server, and what its answer means.
 
-    def __init__(self, features: frozenset[str], has_ipv6: Callable[[], bool], log: Log) -> None:
-        """``has_ipv6``: whether this machine's kernel has IPv6; see `Host.has_ipv6`."""
-        self._features = features
+    IPv6 is offered only if this machine has it, which is asked for each request. Ethernet is offered unless the config
+    says that frames carry packets of IP.
+    """
+
+    def __init__(
+        self, features: frozenset[str], has_ipv6: Callable[[], bool], log: Log, device: DeviceKind | None = None
+    ) -> None:
+        """
+        Args:
+            has_ipv6: whether this machine's kernel has IPv6; see `Host.has_ipv6`.
+            device: what the frames have to carry; None: what the server says.
+        """
+        self._features = features if device != "tun" else features - {control.TAP}
         self._has_ipv6 = has_ipv6
         self._log = log
+        self._device = device
         self._told = False
 
     def features(self) -> frozenset[str]:
-        """The features to offer now. Logs once if this machine has no IPv6."""
-        if self._has_ipv6():
-            return self._features
-        if not self._told:
+        """The features to offer now."""
+        return self._features if self._has_ipv6() else self._features - {control.INET6}
+
+    def agreed(self, offered: frozenset[str], answer: frozenset[str]) -> frozenset[str]:
+        """The features that hold from now on. Logs once if this machine has no IPv6.
+
+        ``answer``: the features that the server has named.
+
+        Raises PeerError if the server's interface is not of the kind that the config asks for.
+        """
+        agreed = answer
+        for feature in (control.INET6, control.TAP):  # the parameters for these come in a control frame
+            if not offered & answer >= {control.CTL, feature}:
+                agreed -= {feature}
+        if self._device == "tap" and control.TAP not in agreed:
+            text = 'the server\'s interface carries IP packets, and this client\'s config says "device": "tap"'
+            raise PeerError(f"{text}; correct one of the two", reason=EndReason.OTHER_DEVICE)
+        if control.INET6 not in offered and not self._told:
             self._told = True
+            is_tap = control.TAP in agreed
             self._log.info(
-                "this machine has no IPv6, or it is switched off (disable_ipv6): the tunnel carries IPv4 only"
+                "%s: %s", _NO_IPV6, "it gets no IPv6 address here" if is_tap else "the tunnel carries IPv4 only"
             )
-        return self._features - {control.INET6}
+        return agreed
+
+    def explain_406(self, offered: frozenset[str]) -> str | None:
+        """What a tapotun server's 406 means for a request that offered these features. None: as for any request."""
+        if control.TAP in offered:
+            return None
+        ethernet = f"its interface carries Ethernet frames, and {_SAYS_TUN}"
+        if control.INET6 in offered:
+            return ethernet
+        return f"either {ethernet}; or it has only IPv6 addresses for this client, and {_NO_IPV6}"
+
+
+_NO_IPV6: Final = "this machine has no IPv6, or it is switched off (disable_ipv6)"
+_SAYS_TUN: Final = 'this client\'s config says "device": "tun"'
 
 
 class Requests:
@@ -110,7 +155,7 @@ class Requests:
         assert tls is not None or config.server.scheme == "http", "https needs TLS"
         self._tls = tls
         self._offer = offer
-        self._proxy = outgoing_proxy(config)
+        self._proxy = effective_proxy(config.server, config.proxy)
         self._session_id = os.urandom(16).hex()
 
     async def get(self, *, yields: bool) -> Answer:
@@ -123,15 +168,16 @@ class Requests:
         """Begin a WebSocket. ``yields``: as for `get`."""
         return await self._download(yields=yields, websocket=True, answer_s=RESPONSE_S)
 
-    async def put(self, number: int | None, address: str | None) -> Connection:
+    async def put(self, number: int | None, address: str | None, device: DeviceKind) -> Connection:
         """Send the head of an upload.
 
         Args:
             number: the upload's number; None if the download is not extended.
+            device: what the upload's frames carry.
             address: the remote address of the download. An upload belongs to the server that serves the download, and
                 the name may have the addresses of other servers too, or lead elsewhere by now.
         """
-        headers = upload_fields(self._config, self._session_id, number)
+        headers = upload_fields(self._config, self._session_id, number, device)
         connection = await self._connect(address)
         with ExitStack() as undo:
             undo.callback(connection.close)
@@ -146,7 +192,11 @@ class Requests:
         connection = await self._connect()
         with ExitStack() as undo, self._judging(connection.remote_address):
             undo.callback(connection.close)
-            with trio.move_on_after(answer_s) as deadline, _one_failure_for_no_answer():
+            with (
+                trio.move_on_after(answer_s) as deadline,
+                _one_failure_for_no_answer(),
+                self._explaining_406(offered),
+            ):
                 if websocket:
                     from ..http.websocket import check_upgrade, open_websocket
 
@@ -162,9 +212,7 @@ class Requests:
                     check_status(head, url, await rest_of_refusal(connection, head, rest))
             if deadline.cancelled_caught:
                 raise PeerError(f"{url.authority} did not answer within {answer_s:.0f} s", reason=EndReason.SILENT)
-            features = control.agree(head.headers.get(control.FEATURES_HEADER))
-            if not offered & features >= {control.CTL, control.INET6}:  # its addresses come in a control frame
-                features -= {control.INET6}
+            features = self._offer.agreed(offered, control.agree(head.headers.get(control.FEATURES_HEADER)))
             conf = _tun_conf(head, url.authority, features)
             if websocket and not features >= {control.CTL, control.WS}:
                 raise PeerError(
@@ -172,6 +220,18 @@ class Requests:
                 )
             undo.pop_all()
         return Answer(connection, head, rest, conf, features)
+
+    @contextmanager
+    def _explaining_406(self, offered: frozenset[str]) -> Iterator[None]:
+        """A context for a request that offers these features. A tapotun server's 406 gets a text that fits to them."""
+        try:
+            yield
+        except RefusedError as exc:
+            hint = self._offer.explain_406(offered)
+            if hint is None or not exc.is_own or exc.status != 406:
+                raise
+            text = f"{self._config.server.shown} answered 406 Not Acceptable: {hint}"
+            raise RefusedError(text, status=406, is_own=True) from exc
 
     @contextmanager
     def _judging(self, address: str | None) -> Iterator[None]:
@@ -203,6 +263,12 @@ class Requests:
             return connection
 
 
+def passes_ipv6(features: frozenset[str]) -> bool:
+    """Whether a sender need not look for packets of IPv6, if these features are agreed on. In Ethernet frames there is
+    nothing to look for."""
+    return bool(features & {control.INET6, control.TAP})
+
+
 @contextmanager
 def _one_failure_for_no_answer() -> Iterator[None]:
     """A server that stops before it answers may close the connection or reset it. Both become the same failure."""
@@ -216,6 +282,8 @@ def _one_failure_for_no_answer() -> Iterator[None]:
 
 
 def _tun_conf(head: ResponseHead, authority: str, features: frozenset[str]) -> TunConf | None:
+    if control.TAP in features:
+        return None
     value = head.headers.get("x-tun-conf")
     if value is None:
         if control.INET6 in features:
@@ -254,26 +322,19 @@ def download_fields(
     return [*fields, (control.YIELD_HEADER, "1")] if yields else fields
 
 
-def upload_fields(config: ClientConfig, session_id: str, number: int | None) -> list[tuple[str, str]]:
-    """The headers of a PUT, without Host. ``number``: the upload's number; None if the download is not extended."""
+def upload_fields(
+    config: ClientConfig, session_id: str, number: int | None, device: DeviceKind
+) -> list[tuple[str, str]]:
+    """The headers of a PUT, without Host.
+
+    Args:
+        number: the upload's number; None if the download is not extended.
+        device: what the frames carry. Ethernet is named, because a proxy may hold the upload until the server's
+            interface is of the other kind, which would decode the frames as what they are not.
+    """
     fields = [*credential_fields(config), ("Transfer-Encoding", "chunked")]
     if number is not None:
         fields += (control.SESSION_HEADER, session_id), (control.UPLOAD_HEADER, str(number))
+        if device == "tap":
+            fields.append((control.FEATURES_HEADER, control.TAP))
     return fields
-
-
-def outgoing_proxy(config: ClientConfig) -> Proxy | None:
-    """The proxy of the config or of the environment; None: there is none. Raises HostError if the environment names one
-    that cannot be used."""
-    if isinstance(config.proxy, Proxy):
-        return config.proxy
-    if config.proxy is NO_PROXY or not any(name.lower().endswith("_proxy") for name in os.environ):
-        return None
-    from ..config.diagnostics import InvalidValue
-    from ..config.urls import proxy_from_environment
-
-    try:
-        found = proxy_from_environment(config.server, os.environ)
-    except InvalidValue as exc:
-        raise HostError(f"{exc.problem}; {exc.remedy}") from exc
-    return None if found is None else found[1]

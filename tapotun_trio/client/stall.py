@@ -5,6 +5,7 @@ Pure: times are seconds on any monotonic clock that the caller reads.
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 STALLED_S: Final = 2.0  # a stream that is being replaced, or waits for a lost segment, continues sooner
@@ -54,6 +55,14 @@ class Stall:
             return False
         self._noticed, self._reported = True, tell
         return tell
+
+    def report(self, why: str) -> tuple[int, str]:
+        """The level and the text of a log line, after a `tick` that returned True. ``why``: why nothing is sent."""
+        if self.over:
+            text = f"the upload goes on after {self.lasted_s:.0f} s; {self.dropped} packets had grown too old"
+            return logging.INFO, text
+        text = f"nothing was sent for {self.lasted_s:.0f} s, and {self.dropped} packets grew too old: {why}"
+        return logging.WARNING, text
 
     @property
     def over(self) -> bool:

@@ -7,7 +7,8 @@ from typing import Final
 
 import msgspec
 
-from ..host.items import Address, DesiredState, Item, Route
+from ..config.model import DeviceKind
+from ..host.items import Address, BridgeAddress, DesiredState, Item, Route
 from ..netconf.left_out import LeftOut
 from ..netconf.transport_routes import Conflict, host_route_text
 from ..peer.boottime import wall_time
@@ -24,6 +25,7 @@ def client_status(
     peer: Peer,
     server: str,
     desired: DesiredState | None,
+    device: DeviceKind,
     conflicts: Sequence[Conflict],
     left_out: Sequence[LeftOut],
     segment_limit_bytes: int | None,
@@ -34,6 +36,7 @@ def client_status(
     Args:
         server: the name of ``peer``.
         desired: None: the server has not answered yet.
+        device: what the frames carry, once the server has answered.
         segment_limit_bytes, path_problem: describe the path of the newest stream.
     """
     items = () if desired is None else desired.items
@@ -43,7 +46,8 @@ def client_status(
     return msgspec.structs.replace(
         common,
         since=wall_time(peer.peer_info.state_since),
-        addresses=[str(item.interface) for item in items if isinstance(item, Address)],
+        device=common.device if desired is None else device,
+        addresses=[str(item.interface) for item in items if isinstance(item, Address | BridgeAddress)],
         mtu_bytes=None if desired is None else desired.mtu,
         transport_conflicts=[_conflict(conflict) for conflict in conflicts[:MAX_CONFLICTS]],
         left_out=[_left_out(each) for each in left_out[:MAX_CONFLICTS]],

@@ -15,7 +15,7 @@ import trio
 from ..datapath.duplex import DuplexStream
 from ..datapath.plane import DeliverNow, Lane
 from ..datapath.receiver import Deliver, OnControl, Receiver
-from ..datapath.sender import AGENT_FRAME, Sender, ending_cleanly
+from ..datapath.sender import AGENT_FRAME, Sender, ending_cleanly, shutdown_frame
 from ..errors import EndReason, InternalError, PeerError, failure_of
 from ..host.net.segments import SegmentWatch
 from ..host.net.sockets import Connection
@@ -199,11 +199,12 @@ class WebSocketStream(_InboundClientStream):
         lane: Callable[[], Lane | DeliverNow | None] = lambda: None,
         *,
         ipv6: bool = False,
+        ethernet: bool = False,
     ) -> None:
-        """``rest``: what came after the 101. ``deliver``, ``on_control`` and ``lane``: see `Receiver`. ``memory``: see
-        `FrameReader`. ``ipv6``: see `Sender.serve`."""
+        """``rest``: what came after the 101. ``deliver``, ``on_control`` and ``lane``: see `Receiver`. ``memory`` and
+        ``ethernet``: see `FrameReader`. ``ipv6``: see `Sender.serve`."""
         body = WebSocketBody(masked=False)
-        self._reader = FrameReader(body, control=True, memory=memory)
+        self._reader = FrameReader(body, control=True, memory=memory, ethernet=ethernet)
         receiver = Receiver(connection, self._reader, deliver, on_control, sender.send_control, lane)
         super().__init__(receiver, connection, ends, base=False)
         self._rest = rest
@@ -211,7 +212,7 @@ class WebSocketStream(_InboundClientStream):
 
     async def _work(self, older: Stream | None) -> None:
         with self.receiver.running():
-            shutdown = _SHUTDOWN, lambda: b"" if self.over else control.bye(_SHUTDOWN)
+            shutdown = _SHUTDOWN, lambda: b"" if self.over else shutdown_frame(_SHUTDOWN)
             await self._duplex.run(lambda: self._receive(older), shutdown=shutdown)
 
     async def _receive(self, older: Stream | None) -> None:
@@ -365,7 +366,7 @@ class Upload(ClientStream):
         unseen()
 
     def _farewell_frame(self) -> bytes:
-        return control.bye(_SHUTDOWN) if self._unseen is not None and not self.over else b""
+        return shutdown_frame(_SHUTDOWN) if self._unseen is not None and not self.over else b""
 
     async def _read_answer(self, scope: trio.CancelScope) -> None:
         """Read the answer to the upload. It should come after the upload's end; an earlier answer ends the upload."""
@@ -406,6 +407,12 @@ def replaced_by_websocket() -> PeerError:
     return PeerError("a WebSocket takes the upload's place", reason=EndReason.MOVED)
 
 
+def was_replaced(older: Download | WebSocketStream | None) -> bool:
+    """Whether a download has ended only because the server serves a newer one. So nothing is lost that the server said
+    on it. That end may arrive before the newer download begins here."""
+    return older is not None and older.ended.is_set() and older.failure is None
+
+
 def is_held_back(upload: Upload | None, download: object) -> bool:
     """Whether something between the ends must be holding back this upload, which the server has not confirmed.
 
@@ -418,3 +425,19 @@ def is_held_back(upload: Upload | None, download: object) -> bool:
     path = upload.connection.path()
     acknowledged = path is None or not (path.flying_bytes or path.unsent_bytes)
     return acknowledged and download.heard_since(upload.began - UPLOAD_SEEN_S)
+
+
+def why_nothing_is_sent(stream: ClientStream | None, failure: str | None) -> str:
+    """Why nothing is sent on the stream that carries packets to the server, as far as this machine can tell.
+
+    ``failure``: the latest one of a stream.
+    """
+    if stream is None or stream.over:
+        return f"there is no upload ({failure or 'it is being opened'})"
+    path = stream.connection.path()
+    if path is None:
+        return "the other end accepts no data"
+    return (
+        f"{path.flying_bytes} bytes are not acknowledged, {path.unsent_bytes} wait in the socket, "
+        f"round trip {path.rtt_s * 1e3:.0f} ms"
+    )

@@ -84,6 +84,14 @@ class Device(Protocol):
         """Cancel-safe; a checkpoint. One task at a time."""
 
 
+class OwnDevice(Device, Protocol):
+    """The device of an interface of ours, as `Host.open_device` makes it."""
+
+    def set_carrier(self, *, up: bool) -> None:
+        """Set whether a TAP interface has a carrier, as if a cable were plugged in. Ignored where the kernel cannot do
+        it (before Linux 4.20). Raises HostError if the interface is gone."""
+
+
 class Network(Protocol):
     """Configures one interface's link, addresses, routes and rules. All items that it adds carry our protocol number,
     if the kernel has a field for it.
@@ -165,8 +173,17 @@ class Network(Protocol):
         """Return the addresses of this machine, each with its prefix length, except IPv6 link-local ones, which each
         link has. Raises as `next_hop`."""
 
+    async def bridge_addresses(self, name: str, bridge: str) -> frozenset[IPAddress] | None:
+        """Return all addresses, link-local ones, too, of the bridge that the interface ``name`` is a port of, even if
+        the bridge was renamed. If the interface is no port, those of the link called ``bridge``; None: there is none.
+        Raises as `next_hop`."""
+
     async def remove_left_over(self) -> list[str]:
         """Remove the host routes that killed runs left: those whose interface is gone. Returns their destinations."""
+
+    async def remove_left_over_bridges(self, name: str, kept: str | None) -> list[str]:
+        """Remove the bridges that killed runs of the interface ``name`` made, except the one called ``kept``. Call it
+        while the name is reserved and there is no such interface. Returns the names of the bridges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +241,10 @@ class Host(Protocol):
         """Whether the interface ``name`` can have IPv6 addresses; or, if there is no such interface, whether a new one
         could. False if the kernel has no IPv6, or if it is switched off (disable_ipv6). It may change at any time."""
 
+    def mac_of(self, name: str) -> bytes | None:
+        """The MAC address that the interface ``name`` has now. None: it has none, there is no such interface, or this
+        machine lacks a descriptor to find out."""
+
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         """Reserve an interface's name in this network namespace until exit. Call this before anything else is done for
         the interface. Waits a moment in case another process is just releasing the name.
@@ -232,8 +253,13 @@ class Host(Protocol):
         this machine lacks the memory or descriptors to find out. Cancel-safe.
         """
 
-    def open_device(self, name: str, queues: int = 1) -> AbstractContextManager[Device]:
+    def open_device(
+        self, name: str, queues: int = 1, mac: bytes | None = None, *, is_port: bool = False
+    ) -> AbstractContextManager[OwnDevice]:
         """Create the TUN interface ``name`` (1-15 bytes), down and without addresses; it is gone at exit.
+
+        ``mac``: create a TAP interface with this MAC address, and without a carrier. ``is_port``: it is going to be a
+        port of a bridge, which takes no packets itself.
 
         It has fewer than ``queues`` queues where the limit of open files is low.
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from ..errors import HostError, ShortageError
+from ..errors import HostError, MissingBridgeError, ShortageError
 from ..families import IPAddress, IPInterface, IPNetwork
 
 MAIN_TABLE = 254  # RT_TABLE_MAIN, linux/rtnetlink.h
+LOCAL_TABLE = 255  # RT_TABLE_LOCAL
 MAIN_METRICS: Final[Mapping[int, int]] = {4: 0, 6: 1}
 """The metric of our routes in the main table, by IP version: the best that there is, so that ours is either used or
 refused. The kernel takes an IPv6 metric of 0 as 1024, and gives its connected routes 256."""
@@ -106,12 +107,42 @@ class HostRoute:
         return f"{self.address}{via} dev {self.device}"
 
 
-Item: TypeAlias = Address | ConnectedRoute | Route | Rule | HostRoute
+@dataclass(frozen=True, slots=True)
+class OwnBridge:
+    """A bridge of ours: it is made before its port, is up, and is removed at the end. A killed run leaves it behind;
+    the next one takes it over, and knows it by its ifalias."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class BridgePort:
+    """The interface is a port of this bridge, with these options (linux/if_link.h, IFLA_BRPORT_*)."""
+
+    bridge: str
+    isolated: bool = False
+    learning: bool = True
+    bpdu_guard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeAddress:
+    """An address on the bridge, because the port of a bridge can use none of its own."""
+
+    bridge: str
+    interface: IPInterface
+
+
+Item: TypeAlias = Address | ConnectedRoute | Route | Rule | HostRoute | OwnBridge | BridgePort | BridgeAddress
 
 
 def version_of(item: Item) -> int:
-    """The IP version."""
+    """The IP version; 0: the item has none."""
     match item:
+        case OwnBridge() | BridgePort():
+            return 0
+        case BridgeAddress(_, interface):
+            return interface.version
         case Address(interface) | ConnectedRoute(interface):
             return interface.version
         case Route(network):
@@ -120,6 +151,15 @@ def version_of(item: Item) -> int:
             return version
         case HostRoute(address):
             return address.version
+
+
+def address_of(item: Item) -> IPInterface | None:
+    """The address that the item gives this machine, on the interface or on its bridge; None: it gives none."""
+    match item:
+        case Address(interface) | BridgeAddress(_, interface):
+            return interface
+        case _:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +196,16 @@ class LinkState:
         up: the administrative state.
         mtu: in bytes.
         is_strict: strict reverse path filtering (rp_filter 1) applies to packets from the interface.
+        blocked_reason: why its bridge passes nothing on between it and the other ports, and what to do about it. None:
+            the bridge passes frames on, or there is no bridge, or nothing has to be done: a spanning tree blocks the
+            port, or the bridge is down and an interface of this program sets it up again.
     """
 
     name: str
     up: bool
     mtu: int
     is_strict: bool = False
+    blocked_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +256,16 @@ class ItemsRefused(HostError):
     Attributes:
         refused: the refused items, each with the kernel's reason and what to do about it.
         shortage: the first refusal that is due to a temporary shortage of this machine; None if there is none.
+        missing_bridge: the first refusal, if each of them is due to a bridge that does not exist; otherwise None.
     """
 
-    def __init__(self, refused: Mapping[Item, str], shortage: ShortageError | None = None) -> None:
+    def __init__(
+        self,
+        refused: Mapping[Item, str],
+        shortage: ShortageError | None = None,
+        missing_bridge: MissingBridgeError | None = None,
+    ) -> None:
         super().__init__(next(iter(refused.values())))
         self.refused = dict(refused)
         self.shortage = shortage
+        self.missing_bridge = missing_bridge

@@ -8,9 +8,10 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Final
 
 from ..log import interface_logger
-from .interfaces import Change, Device, InterfaceChange, Network, OwnedName
+from .interfaces import Change, InterfaceChange, Network, OwnDevice, OwnedName
 from .ipv6 import has_ipv6
 from .items import RouteKey
+from .mac import mac_of
 from .ownership import own_name
 from .process.descriptors import share_of_limit
 from .process.privileges import raise_fd_limit, require_tun_privileges
@@ -40,17 +41,26 @@ class RealHost:
     def has_ipv6(self, name: str) -> bool:
         return has_ipv6(name)
 
+    def mac_of(self, name: str) -> bytes | None:
+        return mac_of(name)
+
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         return own_name(name, self._config_file)
 
     @contextmanager
-    def open_device(self, name: str, queues: int = 1) -> Iterator[Device]:
+    def open_device(
+        self, name: str, queues: int = 1, mac: bytes | None = None, *, is_port: bool = False
+    ) -> Iterator[OwnDevice]:
         self._own.add(name)
         count = max(min(queues, share_of_limit(sys.maxsize, QUEUE_PART, 1) - self._queues), 1)
         if count < queues:
             text = "%d instead of %d queues between the kernel and this program, because the limit of open files is low"
             interface_logger(name).info(text, count, queues)
-        with open_tun(name) if count == 1 else open_tun_queues(name, count) as device:
+        with (
+            open_tun(name, mac=mac, is_port=is_port)
+            if count == 1
+            else open_tun_queues(name, count, mac, is_port=is_port) as device
+        ):
             self._queues += count
             try:
                 yield device

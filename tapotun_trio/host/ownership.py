@@ -103,7 +103,7 @@ class OwnedName:
         """Call before creating the interface. Raises HostError if an interface of that name already exists. Raises
         ShortageError if this machine lacks the memory or descriptors to find out."""
         if has_link(self._name):
-            raise HostError(f"cannot create TUN interface {self._name}: {taken_by(self._name)}")
+            raise HostError(f"cannot create interface {self._name}: {taken_by(self._name)}")
 
 
 @asynccontextmanager
@@ -190,7 +190,7 @@ async def _take(name: str, trusted: Collection[int]) -> tuple[socket.socket | No
             shortage: ShortageError | None = None
             try:
                 if refusal is None and has_link(name):
-                    refusal = f"cannot create TUN interface {name}: {taken_by(name)}"
+                    refusal = f"cannot create interface {name}: {taken_by(name)}"
                     refusal += "" if doubt is None else f" ({doubt})"
             except ShortageError as exc:
                 shortage = exc.without_traceback()

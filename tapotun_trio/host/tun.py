@@ -1,4 +1,4 @@
-"""A TUN interface: whole frames in and out of the kernel, through /dev/net/tun.
+"""A TUN or TAP interface: whole frames in and out of the kernel, through /dev/net/tun.
 
 Follows linux/if_tun.h; the results of the calls are those of drivers/net/tun.c. The interface exists while its file
 descriptor is open (with several queues, while one of them is), so the kernel removes it even after a kill -9.
@@ -22,6 +22,7 @@ import trio
 
 from ..errors import HostError, shortage_of
 from ..wire.frames import LENGTH_BYTES, FrameRange
+from .ipv6 import refuse_router_advertisements
 from .process.privileges import missing_net_admin, open_tun_node
 
 VNET_HEADER_BYTES: Final = 12  # struct virtio_net_hdr_v1, linux/virtio_net.h
@@ -33,8 +34,11 @@ _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNSETVNETHDRSZ: Final = 0x400454D8
 _TUNSETVNETLE: Final = 0x400454DC
 _TUNGETIFF: Final = 0x800454D2
+_TUNSETCARRIER: Final = 0x400454E2  # Linux 4.20
+_SIOCSIFHWADDR: Final = 0x8924  # linux/sockios.h; on the descriptor, it sets the address of the interface behind it
 
 _IFF_TUN: Final = 0x0001
+_IFF_TAP: Final = 0x0002
 _IFF_MULTI_QUEUE: Final = 0x0100  # Linux 3.8
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
@@ -42,7 +46,7 @@ _IFF_VNET_HDR: Final = 0x4000
 # with its addresses and routes.
 _IFF_TUN_EXCL: Final = 0x8000
 
-_FLAGS: Final = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
+_FLAGS: Final = _IFF_NO_PI | _IFF_VNET_HDR
 
 # Work that the kernel may leave to us: the checksum of a packet, and the segmentation of TCP data to the MTU.
 _TUN_F_CSUM: Final = 0x01
@@ -54,12 +58,18 @@ _TUN_F_USO6: Final = 0x40
 _BASE_OFFLOADS: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 
 _IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq with ifr_flags, linux/if.h
+_IFREQ_MAC: Final = struct.Struct("16sH6s16x")  # struct ifreq with ifr_hwaddr: the hardware type and the address
+_ARPHRD_ETHER: Final = 1  # linux/if_arp.h
 _NAME_BYTES: Final = 15  # IFNAMSIZ - 1
 
 # How many packets may wait for us to read. The kernel's default of 500 holds 2 ms of small packets; if another process
 # has the CPU for longer, the rest is lost (docs/performance-notes.md#device-queue). An operator may set another length:
 # ip link set txqueuelen.
 _TX_QUEUE_PACKETS: Final = 2000
+
+# The kernel cuts longer super-packets before they come to us. It measures them with their Ethernet header, but before
+# it has inserted up to two VLAN tags, of 4 bytes each; a frame of ours has at most 65535 bytes.
+_TAP_GSO_BYTES: Final = 65535 - 2 * 4
 
 # The interface is gone although the descriptor is open: another program deleted it (ip link delete).
 _GONE: Final = frozenset({errno.EBADFD, errno.ENODEV})
@@ -80,16 +90,17 @@ class QueueRefusedError(HostError):
 
 
 class TunDevice:
-    """A `Device` on a TUN interface, or on one of its queues. `open_tun` and `add_queue` make and close it.
+    """A `Device` on a TUN or TAP interface, or on one of its queues. `open_tun` and `add_queue` make and close it.
 
     Once it is closed, every method raises trio.ClosedResourceError, also in a task that waits.
     """
 
-    __slots__ = ("_fd", "_file", "_name", "_readinto", "_uso", "_write")
+    __slots__ = ("_fd", "_file", "_name", "_readinto", "_uso", "_write", "is_tap")
 
-    def __init__(self, name: str, fd: int) -> None:
+    def __init__(self, name: str, fd: int, *, is_tap: bool = False) -> None:
         """Takes over ``fd``, which is attached to the interface ``name`` and non-blocking."""
         self._name = name
+        self.is_tap = is_tap
         self._fd = fd
         self._uso = False
         # FileIO returns None on EAGAIN; os.readv would raise an exception for every empty read.
@@ -100,6 +111,11 @@ class TunDevice:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def text(self) -> str:
+        """For an error."""
+        return _text(self._name, is_tap=self.is_tap)
 
     @property
     def queues(self) -> Sequence[TunDevice]:
@@ -211,6 +227,17 @@ class TunDevice:
         self._uso = uso
         return uso
 
+    def set_carrier(self, *, up: bool) -> None:
+        """As `OwnDevice.set_carrier`."""
+        if not self.is_tap:
+            return
+        try:
+            fcntl.ioctl(self._open_fd(), _TUNSETCARRIER, struct.pack("=i", up))
+        except OSError as exc:
+            if exc.errno == errno.EINVAL:  # the kernel does not know the request
+                return
+            raise self._failure("set the carrier of", exc) from exc
+
     def close(self) -> None:
         """Delete the interface or, if it has several queues, this queue. Idempotent.
 
@@ -225,43 +252,45 @@ class TunDevice:
 
     def _open_fd(self) -> int:
         if self._fd == -1:
-            raise trio.ClosedResourceError(f"TUN interface {self._name} is closed")
+            raise trio.ClosedResourceError(f"{self.text} is closed")
         return self._fd
 
     def _failure(self, verb: str, exc: OSError | ValueError) -> Exception:
         """The exception to raise for an error of the file object."""
         if isinstance(exc, ValueError):  # how FileIO reports that it is closed
-            return trio.ClosedResourceError(f"TUN interface {self._name} is closed")
+            return trio.ClosedResourceError(f"{self.text} is closed")
         if exc.errno in _GONE:
-            return HostError(f"TUN interface {self._name} is gone: another program deleted it")
-        doing = f"cannot {verb} TUN interface {self._name}"
+            return HostError(f"{self.text} is gone: another program deleted it")
+        doing = f"cannot {verb} {self.text}"
         return shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}")
 
 
-def open_tun(name: str, *, multi_queue: bool = False) -> AbstractContextManager[TunDevice]:
+def open_tun(
+    name: str, *, multi_queue: bool = False, mac: bytes | None = None, is_port: bool = False
+) -> AbstractContextManager[TunDevice]:
     """Create the TUN interface ``name``, down and without addresses; it is gone at exit.
 
     Frames have a little-endian ``virtio_net_hdr_v1``; checksum and TCP segmentation offloads are on.
-    ``multi_queue``: `add_queue` may add more queues.
+    ``multi_queue``: `add_queue` may add more queues. ``mac``, ``is_port``: as for `Host.open_device`.
     Raises HostError: the name is taken or invalid, no /dev/net/tun, no CAP_NET_ADMIN.
     """
     encoded = _check_name(name)
     flags = _FLAGS | (_IFF_MULTI_QUEUE if multi_queue else 0)
-    return _open(name, lambda fd: _create(fd, name, encoded, flags))
+    return _open(name, lambda fd: _create(fd, name, encoded, flags, mac, is_port=is_port), is_tap=mac is not None)
 
 
 def add_queue(first: TunDevice) -> AbstractContextManager[TunDevice]:
     """Add a queue, until exit, to an interface that was opened with ``multi_queue``. Raises HostError as `open_tun`,
     and QueueRefusedError."""
-    return _open(first.name, lambda fd: _join(fd, first))
+    return _open(first.name, lambda fd: _join(fd, first), is_tap=first.is_tap)
 
 
 @contextmanager
-def _open(name: str, attach: Callable[[int], None]) -> Iterator[TunDevice]:
+def _open(name: str, attach: Callable[[int], None], *, is_tap: bool) -> Iterator[TunDevice]:
     fd = open_tun_node()
     try:
         attach(fd)
-        device = TunDevice(name, fd)
+        device = TunDevice(name, fd, is_tap=is_tap)
     except BaseException:
         os.close(fd)
         raise
@@ -284,10 +313,11 @@ def _check_name(name: str) -> bytes:
     return encoded
 
 
-def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
+def _create(fd: int, name: str, encoded: bytes, flags: int, mac: bytes | None, *, is_port: bool) -> None:
     call = "TUNSETIFF"
+    kind = _IFF_TUN if mac is None else _IFF_TAP
     try:
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, flags | _IFF_TUN_EXCL))
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, flags | kind | _IFF_TUN_EXCL))
         call = "TUNSETVNETHDRSZ"
         fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", VNET_HEADER_BYTES))
         try:
@@ -299,14 +329,21 @@ def _create(fd: int, name: str, encoded: bytes, flags: int) -> None:
         with suppress(OSError):  # without it, the kernel passes complete packets one by one
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _BASE_OFFLOADS)
         with suppress(OSError):  # without it, the queue keeps the kernel's default length
-            _set_up_link(name)
+            _set_up_link(name, is_tap=mac is not None)
+        if mac is not None:
+            call = "SIOCSIFHWADDR"
+            fcntl.ioctl(fd, _SIOCSIFHWADDR, _IFREQ_MAC.pack(encoded, _ARPHRD_ETHER, mac))
+            with suppress(OSError):  # before Linux 4.20 it always has a carrier
+                fcntl.ioctl(fd, _TUNSETCARRIER, struct.pack("=i", 0))
+            refuse_router_advertisements(name, is_port=is_port)
     except OSError as exc:
-        doing = f"cannot create TUN interface {name}"
+        doing = f"cannot create {_text(name, is_tap=mac is not None)}"
         raise shortage_of(exc, doing) or HostError(f"{doing}: {_reason(exc, call, name)}") from exc
 
 
-def _set_up_link(name: str) -> None:
-    """Set the length of the queue, and let the interface make no IPv6 link-local address, whoever sets it up.
+def _set_up_link(name: str, *, is_tap: bool) -> None:
+    """Set the length of the queue, and let the interface make no IPv6 link-local address, whoever sets it up. A TAP
+    interface gets no super-packet that is too long for a frame of ours.
 
     By netlink, which requires CAP_NET_ADMIN in the network namespace only. SIOCSIFTXQLEN requires it in the initial
     user namespace, which root of another one does not have. The kernel has executed the requests when the send returns.
@@ -316,21 +353,28 @@ def _set_up_link(name: str) -> None:
 
     index = socket.if_nametoindex(name)
     requests = link_codec.set_queue_length(index, _TX_QUEUE_PACKETS) + link_codec.set_ipv6_silent(index)
+    if is_tap:
+        requests += link_codec.set_gso_max_size(index, _TAP_GSO_BYTES)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
         sock.sendto(requests, (0, 0))
 
 
 def _join(fd: int, first: TunDevice) -> None:
     encoded = first.name.encode(errors="surrogateescape")
+    flags = _FLAGS | _IFF_MULTI_QUEUE | (_IFF_TAP if first.is_tap else _IFF_TUN)
     try:
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, _FLAGS | _IFF_MULTI_QUEUE))
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(encoded, flags))
         # If the interface was deleted meanwhile, TUNSETIFF has created a new one. This call fails then (EBADFD), and
         # the new interface is removed with its descriptor.
         fcntl.ioctl(first.fileno(), _TUNGETIFF, bytes(_IFREQ.size))
     except OSError as exc:
-        doing = f"cannot add a queue to TUN interface {first.name}"
+        doing = f"cannot add a queue to {first.text}"
         kind = QueueRefusedError if exc.errno in _NO_QUEUE else HostError
         raise shortage_of(exc, doing) or kind(f"{doing}: TUNSETIFF: {exc.strerror}") from exc
+
+
+def _text(name: str, *, is_tap: bool) -> str:
+    return f"{'TAP' if is_tap else 'TUN'} interface {name}"
 
 
 def taken_by(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A TUN interface with several queues, which are read in turn.
+"""A TUN or TAP interface with several queues, which are read in turn.
 
 The kernel chooses the queue of a packet (`tun_automq_select_queue`, `tun_flow_update` of drivers/net/tun.c). It is the
 queue that packets of the same flow were last written to, if that was less than 3 s ago and the flow is one of the 4,096
@@ -53,6 +53,10 @@ class TunQueues:
     def descriptors(self) -> tuple[int, ...]:
         return () if self._fd == -1 else tuple(self._by_fd)
 
+    def set_carrier(self, *, up: bool) -> None:
+        """As `OwnDevice.set_carrier`."""
+        self.queues[0].set_carrier(up=up)
+
     def read_burst(self, into: memoryview, limit_bytes: int, most: int, /) -> tuple[list[int], bool]:
         """As `Device.read_burst`, from the queue whose turn it is. No checkpoint."""
         ready = self._ready
@@ -82,7 +86,7 @@ class TunQueues:
         try:
             await trio.lowlevel.wait_readable(self._fd)
         except OSError as exc:  # epoll_ctl(2): no memory, or the limit of watches is reached
-            doing = f"cannot wait for TUN interface {self.name}"
+            doing = f"cannot wait for {self.queues[0].text}"
             raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
 
     def close(self) -> None:
@@ -95,15 +99,15 @@ class TunQueues:
         self._epoll.close()
 
     def _closed(self) -> trio.ClosedResourceError:
-        return trio.ClosedResourceError(f"TUN interface {self.name} is closed")
+        return trio.ClosedResourceError(f"{self.queues[0].text} is closed")
 
 
 @contextmanager
-def open_tun_queues(name: str, count: int) -> Iterator[TunQueues]:
+def open_tun_queues(name: str, count: int, mac: bytes | None = None, *, is_port: bool = False) -> Iterator[TunQueues]:
     """As `open_tun`, with ``count`` queues (2 to 256). If the kernel allows fewer, it has fewer, and a warning is
     logged."""
     with ExitStack() as stack:
-        first = stack.enter_context(open_tun(name, multi_queue=True))
+        first = stack.enter_context(open_tun(name, multi_queue=True, mac=mac, is_port=is_port))
         queues = [first]
         try:
             while len(queues) < count:
@@ -113,7 +117,7 @@ def open_tun_queues(name: str, count: int) -> Iterator[TunQueues]:
         try:
             device = TunQueues(queues, stack.enter_context(select.epoll()))
         except OSError as exc:
-            doing = f"cannot watch the queues of TUN interface {name}"
+            doing = f"cannot watch the queues of {first.text}"
             raise shortage_of(exc, doing) or HostError(f"{doing}: {exc.strerror}") from exc
         stack.callback(device.close)
         yield device

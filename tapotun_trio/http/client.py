@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -9,8 +10,8 @@ from typing import Final, TypeVar
 
 import trio
 
-from ..config.model import Proxy, Url
-from ..errors import EndReason, PeerError, ShortageError
+from ..config.model import NO_PROXY, NoProxy, Proxy, Url
+from ..errors import EndReason, HostError, PeerError, ShortageError
 from ..host.net.dial import Preparation, SegmentLimit, connect
 from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits, SegmentState, SegmentWatch
@@ -251,6 +252,23 @@ async def _by_proxy(
         connection.close()
         raise
     return connection
+
+
+def effective_proxy(url: Url, given: Proxy | NoProxy | None) -> Proxy | None:
+    """The proxy through which to connect to ``url``: the one ``given`` in the config, or else the environment's. None:
+    there is none. Raises HostError if the environment names one that cannot be used."""
+    if isinstance(given, Proxy):
+        return given
+    if given is NO_PROXY or not any(name.lower().endswith("_proxy") for name in os.environ):
+        return None
+    from ..config.diagnostics import InvalidValue
+    from ..config.urls import proxy_from_environment
+
+    try:
+        found = proxy_from_environment(url, os.environ)
+    except InvalidValue as exc:
+        raise HostError(f"{exc.problem}; {exc.remedy}") from exc
+    return None if found is None else found[1]
 
 
 async def send_request(connection: Connection, method: str, url: Url, headers: list[tuple[str, str]]) -> None:

@@ -9,14 +9,15 @@
     │        ├─ device reader     TUN -> the sender of the client that has the destination
     │        ├─ device writers    streams -> TUN, when the TUN was full; one for each queue
     │        ├─ reconciler        addresses, routes, rules: makes, watches and repairs them, undoes them at the end
-    │        ├─ machine watch     this machine's addresses, from which no client may send
+    │        ├─ machine watch     this machine's addresses, from which no client may send; of a TUN interface only
     │        ├─ transport         listeners; one task for each connection
     │        └─ clock             keepalive, queue ageing, rates
     └─ run_client
        └─ nursery
           ├─ download             GET after GET, or a WebSocket
           ├─ path watch           replaces the streams when their address, their link or the route to the server changes
-          └─ device               made when the server's first answer has given the address
+          └─ device               made when the server's first answer has given the address; if a later answer is that
+             │                    of another kind of interface, all of `run_client` begins anew
              └─ nursery
                 ├─ device reader, device writer, reconciler    as above
                 ├─ transport guard    keeps the connections to the server out of the tunnel
@@ -26,6 +27,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
@@ -40,10 +42,11 @@ from ..host.interfaces import Host, OwnedName
 from ..http.virtual_hosts import ListenerManager
 from ..log import interface_logger
 from ..netconf.desired import desired_for_server_in_steps
-from ..netconf.leftovers import remove_left_over_routes
+from ..netconf.leftovers import remove_left_over_bridges, remove_left_over_routes
 from ..netconf.reconciler import Reconciler
 from .garbage import making_sessions
 from .registry import Record, keeping_last_seen
+from .restart import RestartPause
 
 
 def load_modules(configs: Iterable[InterfaceConfig]) -> None:
@@ -84,11 +87,11 @@ async def run_interface(
     async with host.own_name(config.name) as owned:
         record.note_doubt(owned.doubt)
         await remove_left_over_routes(host, interface_logger(config.name))
+        await remove_left_over_bridges(host, config, interface_logger(config.name))
         if isinstance(config, ServerConfig):
             await run_server(config, host, listeners, record, task_status)
         else:
-            with keeping_last_seen(record):
-                await run_client(config, host, owned, record, task_status)
+            await run_client(config, host, owned, record, task_status)
 
 
 async def run_server(
@@ -98,21 +101,42 @@ async def run_server(
     from ..server.server import TunnelServer  # see `load_modules`
 
     log = interface_logger(config.name)
-    with host.open_device(config.name, max(1, min(len(config.clients), MAX_QUEUES))) as device:
+    is_tap, mac = config.device == "tap", mac_of_server(config)
+    queues = max(1, min(len(config.clients), MAX_QUEUES))
+    with host.open_device(config.name, queues, mac, is_port=config.bridge is not None) as device:
+        record.mac = mac
         device_drops = Counter[str]()
-        writers = [DeviceWriter(queue, device_drops) for queue in device.queues]
+        writers = [DeviceWriter(queue, device_drops, ethernet=is_tap) for queue in device.queues]
         with making_sessions(len(config.clients)):
-            server = record.tunnel = await run_cooperatively(TunnelServer.in_steps(config, log, writers, device_drops))
+            server = record.tunnel = await run_cooperatively(
+                TunnelServer.in_steps(
+                    config,
+                    log,
+                    writers,
+                    device_drops,
+                    mac=mac,
+                    set_carrier=lambda up: device.set_carrier(up=up),
+                    bridge_mac=lambda: None if config.bridge is None else host.mac_of(config.bridge.name),
+                )
+            )
         server.restore_last_seen(record.last_seen)
         with closing(server), keeping_last_seen(record):
             async with trio.open_nursery() as nursery:
                 reconciler = Reconciler(host, device.name, log, health=record.health)
 
                 await nursery.start(reconciler.run, await run_cooperatively(desired_for_server_in_steps(config)))
-                await nursery.start(server.watch_machine, host)
                 for writer in writers:
                     nursery.start_soon(writer.run)
-                nursery.start_soon(read_device, device, server.classify, server.only_sender, log, server)
+                segment = server.segment
+                if segment is None:
+                    await nursery.start(server.watch_machine, host)
+                    nursery.start_soon(read_device, device, server.classify, server.only_sender, log, server)
+                else:
+                    if config.bridge is not None:
+                        await nursery.start(server.watch_bridge, host, config.bridge.name)
+                    read = partial(read_device, ethernet=segment.from_device)
+                    nursery.start_soon(read, device, server.classify, server.only_sender, log, segment)
+                    record.mac_table = segment.table_in_steps
                 nursery.start_soon(server.run_clock)
                 await nursery.start(server.run_transport, listeners)
 
@@ -128,10 +152,53 @@ async def run_server(
                 task_status.started()
 
 
+def mac_of_server(config: ServerConfig) -> bytes | None:
+    """The MAC address of a server's TAP interface; None: it is a TUN interface.
+
+    The token of the first client is part of a derived one, so that copies of a machine differ.
+    """
+    if config.device == "tun" or config.mac is not None:
+        return config.mac
+    from ..host.mac import derive_mac, machine_id  # few need it
+
+    secret = config.clients[0].token.digest.encode() if config.clients else b""
+    return derive_mac(config.name, "server", secret, machine_id())
+
+
 async def run_client(
     config: ClientConfig, host: Host, owned: OwnedName, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
-    """Connection first, then the device: the server's answer has the device's address."""
+    """Run a client. If the server's interface becomes one of another kind, run it anew, with another device."""
+    log, pause, status = interface_logger(config.name), RestartPause(), _StartedOnce(task_status)
+    while True:
+        began = trio.current_time()
+        with keeping_last_seen(record):
+            device = await _run_client_once(config, host, owned, record, status)
+        record.health.set_degraded(None)  # what was missing was the old device's
+        pause_s = pause.next_s(lived_s=trio.current_time() - began)
+        log.info("the server's interface is no %s interface any more; beginning anew in %.0f s", device, pause_s)
+        await trio.sleep(pause_s)
+        assert isinstance(record.config, ClientConfig), "an interface of another kind is restarted"
+        config = record.config  # a reload may have changed it
+
+
+class _StartedOnce:
+    """Passes the first `started` on."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status: trio.TaskStatus[None] | None = task_status
+
+    def started(self) -> None:
+        if self._task_status is not None:
+            self._task_status.started()
+            self._task_status = None
+
+
+async def _run_client_once(
+    config: ClientConfig, host: Host, owned: OwnedName, record: Record, status: _StartedOnce
+) -> str:
+    """Connection first, then the device: the server's answer has the device's address. Returns when the server's
+    interface is of another kind: which one the device was."""
     from ..client.client import TunnelClient  # see `load_modules`
     from ..host.net.tls import open_tls
 
@@ -147,30 +214,53 @@ async def run_client(
     )
     client.restore_last_seen(record.last_seen)
     async with trio.open_nursery() as nursery:
+
+        async def end_if_device_changes() -> None:
+            await client.wait_device_changed()
+            record.reconfigure = record.repair = record.mac = None
+            nursery.cancel_scope.cancel()
+
         nursery.start_soon(client.run_download)
         nursery.start_soon(client.watch_path, host)
-        task_status.started()
+        nursery.start_soon(end_if_device_changes)
+        status.started()
         desired = await client.wait_for_parameters()
+        is_tap = client.device == "tap"
 
         with ExitStack() as stack:
-            device = stack.enter_context(host.open_device(config.name))
+            mac = _client_mac(config) if is_tap else None
+            is_port = is_tap and config.bridge is not None
+            device = stack.enter_context(host.open_device(config.name, mac=mac, is_port=is_port))
+            record.mac = mac
             (queue,) = device.queues
-            writer = DeviceWriter(queue, client.counters.drops)
+            writer = DeviceWriter(queue, client.counters.drops, ethernet=is_tap)
             reconciler = Reconciler(host, device.name, log, client.guard, record.health)
             stack.enter_context(client.guard.rechecking(reconciler.recheck))
             async with trio.open_nursery() as device_nursery:
                 await device_nursery.start(reconciler.run, desired)
                 device_nursery.start_soon(client.guard.run)
                 device_nursery.start_soon(writer.run)
-                device_nursery.start_soon(
-                    read_device, device, client.flows.classify, lambda: client.sender, log, client.flows
-                )
+                flows = client.flows
+                read = partial(read_device, ethernet=flows.from_device if is_tap else None)
+                device_nursery.start_soon(read, device, flows.classify, lambda: client.sender, log, flows)
                 device_nursery.start_soon(client.run_upload)
                 device_nursery.start_soon(client.run_clock)
-                client.attach(writer, reconciler)
+                client.attach(writer, reconciler, device.set_carrier if is_tap else None)
 
                 async def reconfigure(newer: InterfaceConfig) -> None:
                     assert isinstance(newer, ClientConfig), "an interface of another kind is restarted"
                     await client.reconfigure(newer)
 
                 record.reconfigure, record.repair = reconfigure, reconciler.repair
+    return client.device
+
+
+def _client_mac(config: ClientConfig) -> bytes:
+    """The MAC address of a client's TAP interface: the config's, or one that stays the same as long as the interface's
+    name, the token and the machine do."""
+    if config.mac is not None:
+        return config.mac
+    from ..host.mac import derive_mac, machine_id  # few need it
+
+    secret = hashlib.sha256(config.token.reveal().encode()).digest()
+    return derive_mac(config.name, "client", secret, machine_id())

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ..config.model import InterfaceConfig
+from ..cooperative import Steps
 from ..errors import TapotunError
 from ..host.net.resolver import Resolver
 from ..log import interface_logger
 from ..netconf.repairer import Health
 from ..peer.boottime import BootTime, boottime
-from ..status.model import ReloadStatus
+from ..status.model import ReloadStatus, UpdateStatus
 from ..text import one_line, shorten
 from .tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from ..server.segment import MacTable
 
 LAST_ERROR_CHARS: Final = 500
 DISCONNECTED: Final = "disconnected by the operator"
@@ -40,6 +44,9 @@ class Record:
         reconfigure: changes the running interface; set by `run_interface`. None: the interface does not run.
         repair: puts back what other programs have removed from the running interface (`Reconciler.repair`); set by
             `run_interface`. None: there is no device.
+        mac_table: makes the table of MAC addresses of a server's TAP interface (`Segment.table_in_steps`); set by
+            `run_interface`. None: there is none.
+        mac: the MAC address of the TAP interface; set by `run_interface`. None: there is none.
         health: what is missing of the interface on this machine.
         scope: the whole life of the interface, with its restarts and the pauses between them. ``ended`` is set when it
             is over.
@@ -59,6 +66,8 @@ class Record:
         self.last_seen: dict[str, BootTime] = {}
         self.reconfigure: Callable[[InterfaceConfig], Awaitable[None]] | None = None
         self.repair: Callable[[], Awaitable[list[str]]] | None = None
+        self.mac_table: Callable[[int], Steps[MacTable]] | None = None
+        self.mac: bytes | None = None
         self.health = Health(self._note_health)
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
@@ -69,7 +78,7 @@ class Record:
 
     def failed(self, error: str) -> None:
         """The interface has ended with ``error``, and will be restarted."""
-        self.tunnel = self.reconfigure = self.repair = None
+        self.tunnel = self.reconfigure = self.repair = self.mac_table = self.mac = None
         self.health.set_degraded(None)
         self.ready, self.since = False, boottime()
         self.last_error = one_line(shorten(error, LAST_ERROR_CHARS))
@@ -99,6 +108,7 @@ class Registry:
         self._resolver = Resolver()
         self._last_seen: dict[str, dict[str, BootTime]] = {}  # for interfaces that have ended and may start again
         self.last_reload: ReloadStatus | None = None
+        self.update_status: Callable[[], UpdateStatus | None] = lambda: None
 
     def add(self, config: InterfaceConfig) -> Record:
         """Add an interface that is about to start."""

@@ -11,6 +11,7 @@ import msgspec
 
 from ..config.model import ServerConfig
 from ..cooperative import Steps
+from ..macs import mac_text
 from ..peer.boottime import wall_time
 from ..status.model import InterfaceState, InterfaceStatus
 from ..text import one_line, shorten
@@ -59,6 +60,9 @@ def _common(record: Record) -> InterfaceStatus:
         kind="client",
         state=state_of(record),
         since=wall_time(record.since),
+        device=config.device,
+        mac=None if record.mac is None else mac_text(record.mac),
+        bridge=None if config.bridge is None else config.bridge.name,
         restarts=record.restarts,
         last_error=record.last_error,
         problem=problem_of(record),

@@ -9,7 +9,7 @@ import trio
 
 from ..config.diff import Change
 from ..config.model import InterfaceConfig
-from ..errors import HostError, ShortageError, leaves, shortage_of
+from ..errors import HostError, MissingBridgeError, ShortageError, leaves, shortage_of
 from ..host.interfaces import Host
 from ..http.virtual_hosts import ListenerManager, open_listeners
 from ..log import flap_damped, interface_logger
@@ -86,7 +86,7 @@ class Interfaces:
             if len(refused) == len(live):
                 return refused[0][1]
             live = [change for change, _ in refused]  # another interface may have had the address until now
-        for change in changes:
+        for change in sorted(changes, key=_uses_foreign_bridge):
             if change.kind != "live" and (refusal := await self._make(change, back=back)) is not None:
                 return refusal
         return None
@@ -121,7 +121,7 @@ class Interfaces:
         if after is None:
             return
         try:
-            await self.start(after)
+            await self.start(after, retry_start=_awaits_bridge(after, [each.config for each in self._registry]))
         except Exception:
             if not back:
                 raise
@@ -133,6 +133,21 @@ class Interfaces:
             record.scope.cancel()
             await record.ended.wait()
             self._registry.remove(name)
+
+
+def _uses_foreign_bridge(change: Change) -> bool:
+    """Such an interface is started after the others, one of which may make the bridge."""
+    return change.after is not None and change.after.bridge is not None and not change.after.bridge.create
+
+
+def _awaits_bridge(config: InterfaceConfig, others: Iterable[InterfaceConfig]) -> bool:
+    """Whether one of the others makes the bridge that this interface becomes a port of. It may be a client, which makes
+    it when the server has answered; so a start without the bridge is tried again."""
+    bridge = config.bridge
+    if bridge is None or bridge.create:
+        return False
+    made = (other.bridge for other in others)
+    return any(other is not None and other.create and other.name == bridge.name for other in made)
 
 
 async def require_names(host: Host, names: Iterable[str]) -> None:
@@ -154,27 +169,36 @@ async def run_interfaces(
 ) -> None:
     """Run all interfaces until cancelled. Reports started when each of them has started.
 
-    An error before that is raised. Afterwards an interface that fails is restarted, and the others are not affected.
+    An error before that is raised, except that of an interface that becomes a port of a bridge that another one makes:
+    it starts after the others, and is retried. So is one whose bridge is missing (`_start_or_retry`). Afterwards an
+    interface that fails is restarted, and the others are not affected.
     ``registry``: gets the running interfaces.
     """
     registry = registry or Registry()
     async with open_listeners() as listeners, trio.open_nursery() as nursery:
         interfaces = Interfaces(nursery, host, listeners, registry)
+        waiting = [config for config in configs if _awaits_bridge(config, configs)]
         async with trio.open_nursery() as starting:
             for config in configs:
-                starting.start_soon(_start_or_retry, interfaces, config)
+                if config not in waiting:
+                    starting.start_soon(_start_or_retry, interfaces, config)
+        for config in waiting:
+            await interfaces.start(config, retry_start=True)
         registry.sort(config.name for config in configs)
         nursery.start_soon(trio.sleep_forever)  # a reload may leave no interface for a while
         task_status.started(interfaces)
 
 
 async def _start_or_retry(interfaces: Interfaces, config: InterfaceConfig) -> None:
-    """As `Interfaces.start`, but a shortage of this machine, which is temporary, makes it retry until it starts."""
+    """As `Interfaces.start`, but what may pass by itself makes it retry until it starts: a shortage of this machine, or
+    a missing bridge. While a machine boots, this program may start before the one that makes the bridges."""
     try:
         await interfaces.start(config)
         return
     except* ShortageError as group:
         interface_logger(config.name).warning("%s; trying again", next(leaves(group)))
+    except* MissingBridgeError:
+        pass  # told by the start that follows, unless the bridge is there by then
     await interfaces.start(config, retry_start=True)
 
 
@@ -218,7 +242,8 @@ async def _keep_running(record: Record, host: Host, listeners: ListenerManager, 
                 first = next(leaves(group))
                 if isinstance(first, ShortageError):
                     raise first from group
-                raise HostError(f"{record.config.name}: {first}") from first
+                kind = MissingBridgeError if isinstance(first, MissingBridgeError) else HostError
+                raise kind(f"{record.config.name}: {first}") from first
             logged = rate_limited.log(log, logging.ERROR, trio.current_time(), "; ".join(map(str, leaves(group))))
             record.failed("; ".join(map(str, leaves(group))))
         except* Exception as group:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeAlias
 
-from ..config.model import AllowedClient, Mark, ServerConfig
+from ..config.model import AllowedClient, Bridge, Mark, ServerConfig
 from ..cooperative import PART, Steps
 from ..families import IPAddress, IPInterface, IPNetwork, host_network, is_within, with_prefix
-from ..host.items import Address, DesiredState, Item, Route, Rule
+from ..host.items import Address, BridgeAddress, BridgePort, DesiredState, Item, OwnBridge, Route, Rule
 from ..text import listed
 from ..wire.settings import InterfaceSettings
 
@@ -18,13 +18,15 @@ _DEFAULT_ROUTES: Final[dict[int, IPNetwork]] = {4: IPv4Network("0.0.0.0/0"), 6: 
 
 def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
     """Return a server's addresses, its mark, and its routes to networks behind clients. Networks that the connected
-    route already covers need no route.
+    route already covers need no route. A TAP interface has its place in the bridge instead, and no routes.
 
     Runs in steps, and other tasks run between them: a server may have thousands of clients.
     """
     connected = [net.network for net in config.nets]
-    items: list[Item] = list(map(Address, config.nets))
-    items += (Address(_further_address(ip, connected)) for ip in config.ips)
+    further = (_further_address(ip, connected) for ip in config.ips)
+    items: list[Item] = list(_address_items((*config.nets, *further), config.bridge))
+    if config.device == "tap":
+        return DesiredState(config.mtu, tuple(items))
     if config.install_routes:
         routes: dict[IPNetwork, Route] = {}
         for number, client in enumerate(config.clients, 1):
@@ -36,6 +38,18 @@ def desired_for_server_in_steps(config: ServerConfig) -> Steps[DesiredState]:
         items += routes.values()
     families = {net.version for net in config.nets}
     return DesiredState(config.mtu, (*items, *_mark_items(config.mark, families)))
+
+
+def _address_items(addresses: Iterable[IPInterface], bridge: Bridge | None) -> Iterator[Item]:
+    """The addresses, on the interface or on its bridge. The bridge comes first, then the interface as its port."""
+    if bridge is None:
+        yield from map(Address, addresses)
+        return
+    if bridge.create:
+        yield OwnBridge(bridge.name)
+    yield BridgePort(bridge.name, bridge.isolated, bridge.learning, bridge.bpdu_guard)
+    for address in addresses:
+        yield BridgeAddress(bridge.name, address)
 
 
 def _further_address(ip: IPAddress, connected: Iterable[IPNetwork]) -> IPInterface:
@@ -72,9 +86,14 @@ def _is_within(net: IPNetwork, prefixes: _Prefixes) -> bool:
     )
 
 
-def desired_for_client(conf: InterfaceSettings, mark: Mark | None) -> DesiredState:
+def desired_for_client(conf: InterfaceSettings, mark: Mark | None, bridge: Bridge | None = None) -> DesiredState:
     """The addresses and routes that the server pushed, and the mark. The tunnel works without pushed routes that the
-    kernel refuses."""
+    kernel refuses.
+
+    ``bridge``: of a TAP interface. Then the addresses are on the bridge, and there are no routes, since the port of a
+    bridge can have none."""
+    if bridge is not None:
+        return DesiredState(conf.mtu, tuple(_address_items(conf.addresses, bridge)))
     routes = tuple(map(Route, conf.routes))
     families = {address.version for address in conf.addresses}
     items = (*map(Address, conf.addresses), *routes, *_mark_items(mark, families))
@@ -93,5 +112,5 @@ def _mark_items(mark: Mark | None, families: Iterable[int]) -> Iterator[Item]:
 
 def describe(conf: InterfaceSettings) -> str:
     """A phrase for a log line. A server may push hundreds of routes, so only the first are shown."""
-    text = f"address {listed(conf.addresses)}, MTU {conf.mtu}"
+    text = f"{f'address {listed(conf.addresses)}' if conf.addresses else 'no address'}, MTU {conf.mtu}"
     return f"{text}, routes {listed(conf.routes)}" if conf.routes else text

@@ -12,7 +12,17 @@ from ..cooperative import PART, Steps, run_cooperatively
 from ..errors import HostError
 from ..families import IPAddress, IPNetwork
 from ..host.interfaces import Network
-from ..host.items import Address, DesiredState, HostRoute, Item, ItemsRefused, Route, RouteKey, Rule, version_of
+from ..host.items import (
+    DesiredState,
+    HostRoute,
+    Item,
+    ItemsRefused,
+    Route,
+    RouteKey,
+    Rule,
+    address_of,
+    version_of,
+)
 from ..log import flap_damped
 
 MAX_REFUSAL_LINES: Final = 5  # warnings about refused routes at a time; a server may push hundreds
@@ -115,7 +125,7 @@ class InstalledItems:
                 await self.network.add(self._name, new)
             except ItemsRefused as exc:
                 if not exc.refused.keys() <= desired.pushed:
-                    raise exc.shortage or exc from exc.__cause__
+                    raise exc.shortage or exc.missing_bridge or exc from exc.__cause__
                 self._leave_out(exc.refused, logged)
         await self._remove_host_routes({item for item in desired.items if isinstance(item, HostRoute)})
 
@@ -201,17 +211,17 @@ def _misplaced(items: Iterable[Item], missing: Collection[Item]) -> list[Item]:
     The order matters, because the first address of a network is the source of this machine's packets to it. In IPv4 the
     kernel puts a new address behind the others, in IPv6 before them.
     """
-    gone = {item for item in missing if isinstance(item, Address)}
-    addresses = [item for item in items if isinstance(item, Address)] if gone else []
+    gone = {item for item in missing if address_of(item) is not None}
+    addresses = [(item, interface) for item in items if (interface := address_of(item)) is not None] if gone else []
     networks: set[IPNetwork] = set()
     found: list[Item] = []
-    for item in (
-        *(item for item in addresses if version_of(item) == 4),
-        *(item for item in reversed(addresses) if version_of(item) == 6),
+    for item, interface in (
+        *(each for each in addresses if each[1].version == 4),
+        *(each for each in reversed(addresses) if each[1].version == 6),
     ):
         if item in gone:
-            networks.add(item.interface.network)
-        elif item.interface.network in networks:
+            networks.add(interface.network)
+        elif interface.network in networks:
             found.append(item)
     return found
 
@@ -234,8 +244,8 @@ def _again(items: Sequence[Item], missing: Sequence[Item]) -> Steps[list[Item]]:
 def _route_keys(items: Iterable[Item]) -> Steps[set[RouteKey]]:
     found: set[RouteKey] = set()
     for number, item in enumerate(items, 1):
-        if isinstance(item, Address):
-            item = Route(item.interface.network)  # its connected route
+        if (interface := address_of(item)) is not None:
+            item = Route(interface.network)  # its connected route
         if isinstance(item, Route):
             found.add(item.key)
         if number % PART == 0:
@@ -286,11 +296,15 @@ def _removes_others(installed: Iterable[Item], wanted: Container[Item]) -> bool:
     removes the interface's IPv4 routes. Any other address, and each of IPv6, is removed alone, and connections over the
     rest lose no packet.
     """
-    addresses = [item for item in installed if isinstance(item, Address) and version_of(item) == 4]
-    kept = [address for address in addresses if address in wanted]
+    addresses = [
+        (item, interface)
+        for item in installed
+        if (interface := address_of(item)) is not None and interface.version == 4
+    ]
+    kept = [interface for item, interface in addresses if item in wanted]
     if len(kept) == len(addresses):
         return False
-    first: dict[IPNetwork, Address] = {}
-    for address in addresses:
-        first.setdefault(address.interface.network, address)
-    return not kept or any(first[address.interface.network] not in wanted for address in kept)
+    first: dict[IPNetwork, Item] = {}
+    for item, interface in addresses:
+        first.setdefault(interface.network, item)
+    return not kept or any(first[interface.network] not in wanted for interface in kept)

@@ -14,16 +14,19 @@ The rules:
   keeps the address, since the tunnel is of no use without it, and so that machine cannot be reached. That is reported.
 - For these two, the networks of other tunnels of this program do not count, because two clients of one server are in
   the same network.
+- An address on the bridge of a TAP interface is treated as one on the interface. If it lies in another network of that
+  bridge, it keeps no route of its own either. Nothing is reported then: the tunnel is a part of the same segment, so
+  everything of that network is reached through the bridge, on whichever side of the tunnel it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from ..families import IPNetwork, host_network, is_host, is_within, with_prefix
-from ..host.items import MAIN_TABLE, Address, AttachedNetwork, Item, Route
+from ..host.items import MAIN_TABLE, Address, AttachedNetwork, BridgeAddress, Item, Route
 from ..martians import martian_kind
 from ..status.model import LeftOutReason
 
@@ -40,7 +43,7 @@ class LeftOut:
     """
 
     reason: LeftOutReason
-    item: Route | Address
+    item: Route | Address | BridgeAddress
     network: IPNetwork
     attached: AttachedNetwork | None = None
 
@@ -56,7 +59,7 @@ def networks_to_compare(items: Iterable[Item], pushed: Collection[Item]) -> tupl
     around: set[IPNetwork] = set()
     within: set[IPNetwork] = set()
     for item in items:
-        if isinstance(item, Address):
+        if isinstance(item, (Address, BridgeAddress)):
             around |= {item.interface.network, host_network(item.interface.ip)}
             within.add(item.interface.network)
         elif _is_pushed_route(item, pushed):
@@ -72,11 +75,15 @@ def leave_out(
     left_out: list[LeftOut] = []
     others = [each for each in attached if not each.is_tunnel]
     for item in items:
-        if isinstance(item, Address):
-            found = list(_left_out_of_address(item, others))
+        if isinstance(item, (Address, BridgeAddress)):
+            own = item.interface.network
+            same_segment = [each for each in others if isinstance(item, BridgeAddress) and each.device == item.bridge]
+            found = list(_left_out_of_address(item, [each for each in others if each not in same_segment]))
             left_out += found
-            if any(each.reason == "tunnel-network" and each.network == item.interface.network for each in found):
-                item = Address(with_prefix(item.interface.ip, item.interface.max_prefixlen))
+            if any(each.reason == "tunnel-network" and each.network == own for each in found) or (
+                not is_host(own) and _around(own, same_segment) is not None
+            ):
+                item = replace(item, interface=with_prefix(item.interface.ip, item.interface.max_prefixlen))
         elif _is_pushed_route(item, pushed):
             if martian_kind(item.network) is not None:
                 left_out.append(LeftOut("martian", item, item.network))
@@ -88,7 +95,7 @@ def leave_out(
     return tuple(remaining), tuple(left_out)
 
 
-def _left_out_of_address(item: Address, others: Sequence[AttachedNetwork]) -> Iterator[LeftOut]:
+def _left_out_of_address(item: Address | BridgeAddress, others: Sequence[AttachedNetwork]) -> Iterator[LeftOut]:
     own, ip = item.interface.network, host_network(item.interface.ip)
     if not is_host(own):
         if (around := _around(own, others)) is not None:

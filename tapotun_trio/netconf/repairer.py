@@ -4,10 +4,11 @@ The reconciler calls `Repairer.look` after each change that the kernel reports, 
 compares the recorded items with the kernel's. Our own changes are recorded before they are made, so they cause no
 repair.
 
-Addresses, routes, rules, host routes and the MTU are put back, and so is the loose reverse path filter that a rule
-needs. A link that was set down stays down until it is set up again, and a renamed link keeps its new name, since a
-person may want either. A reload undoes both. If the interface was moved to another network namespace, a new one is
-made here, as after a deletion.
+Addresses, routes, rules, host routes, the place in a bridge and the MTU are put back, and so is the loose reverse path
+filter that a rule needs. A link that was set down stays down until it is set up again, and a renamed link keeps its new
+name, since a person may want either. A reload undoes both. If the interface was moved to another network namespace, a
+new one is made here, as after a deletion. A bridge of another program that passes nothing on, because it is down or has
+disabled its port, is only reported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,20 @@ import trio
 
 from ..errors import HostError, shortage_of
 from ..host.interfaces import InterfaceChange
-from ..host.items import MAIN_TABLE, Address, ConnectedRoute, HostRoute, Item, ItemsRefused, LinkState, Route, Rule
+from ..host.items import (
+    MAIN_TABLE,
+    Address,
+    BridgeAddress,
+    BridgePort,
+    ConnectedRoute,
+    HostRoute,
+    Item,
+    ItemsRefused,
+    LinkState,
+    OwnBridge,
+    Route,
+    Rule,
+)
 from ..host.network_managers import Kind, Manager, remedy, suspects
 from ..log import Log, flap_damped
 from ..text import one_line, shorten
@@ -31,11 +45,15 @@ from .repair import RepairLimit
 _NAMED: Final = 3  # items named in one log line
 _REASON_CHARS: Final = 500
 _DOWN: Final = "another program set this interface down: no packet passes until it is up again"
+_PASSES_AGAIN: Final = "the bridge passes on again what comes through this interface"
 _BLAME_S: Final = 2.0  # limit of the search for the program; it takes 0.1 s on a busy machine
 UNKNOWN_CHANGE: Final = InterfaceChange()
 
 _KINDS: Final[dict[type[Item], Kind]] = {
     Address: "address",
+    BridgeAddress: "address",
+    BridgePort: "link",
+    OwnBridge: "link",
     ConnectedRoute: "route",
     Route: "route",
     HostRoute: "route",
@@ -126,6 +144,7 @@ class Repairer:
         self._lines, self._returned_lines = flap_damped(), flap_damped()
         self._down = False
         self._seen_name = name
+        self._blocked_reason: str | None = None
         self._stuck = False  # whether a warning has said that something stays missing
         self._due = trio.Event()
         self._due_at = 0.0
@@ -220,7 +239,7 @@ class Repairer:
             if returned:
                 return self._tell_returned(loss)
             return [await self._tell(loss, senders, told=forced or self._stuck)]
-        left = _Loss(list(refusal.refused))
+        left = _Loss(_still_missing(loss.items, refusal.refused))
         if back := replace(loss, items=[item for item in loss.items if item not in self._refused]):
             await self._tell(back, senders, told=forced, settled=False)
         await self._stay_missing(left, str(refusal), senders, self._refused_limit, warn=True)
@@ -271,6 +290,10 @@ class Repairer:
             else:
                 self._log.warning("%s", _renamed(state.name, self._name))
         self._seen_name = state.name
+        if state.blocked_reason != self._blocked_reason:
+            level = logging.INFO if state.blocked_reason is None else logging.WARNING
+            self._lines.log(self._log, level, trio.current_time(), state.blocked_reason or _PASSES_AGAIN)
+        self._blocked_reason = state.blocked_reason
 
     def _settle(self) -> None:
         """Record that nothing is missing."""
@@ -278,7 +301,7 @@ class Repairer:
             self._stuck = False
             self._log.info("everything of this interface is in place again")
         renamed = None if self._seen_name == self._name else _renamed(self._seen_name, self._name)
-        self._health.set_degraded(renamed)
+        self._health.set_degraded(renamed or self._blocked_reason)
 
     async def _stay_missing(
         self, loss: _Loss, why: str, senders: Collection[int], limit: RepairLimit, *, warn: bool
@@ -317,6 +340,20 @@ class Repairer:
         return "".join(f"; {hint}" for hint in hints)
 
 
+def _still_missing(lost: Collection[Item], refused: Collection[Item]) -> list[Item]:
+    """What is missing after a repair of ``lost`` in which these items were ``refused``.
+
+    With the route of a mark's table its rule is added again, even if nobody took it. If that route is refused, the rule
+    is not touched (`Network.add`): it is there as before.
+    """
+    routes = {(item.network.version, item.table) for item in refused if isinstance(item, Route)}
+    return [
+        item
+        for item in refused
+        if item in lost or not (isinstance(item, Rule) and (item.version, item.table) in routes)
+    ]
+
+
 def _renamed(now: str, wanted: str) -> str:
     now = one_line(now)
     return (
@@ -329,6 +366,12 @@ def _text(item: Item) -> str:
     match item:
         case Address(interface):
             return f"address {interface}"
+        case BridgeAddress(bridge, interface):
+            return f"address {interface} of bridge {one_line(bridge)}"
+        case OwnBridge(name):
+            return f"bridge {one_line(name)}"
+        case BridgePort(bridge):
+            return f"the interface's place in bridge {one_line(bridge)}"
         case ConnectedRoute(interface):
             return f"route {interface.network}"
         case Route(network, table):

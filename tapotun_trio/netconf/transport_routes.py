@@ -24,10 +24,22 @@ The rules, for each address of the transport:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..families import IPAddress, IPInterface, IPNetwork, is_host, with_prefix
-from ..host.items import CONNECTED_METRICS, MAIN_METRICS, MAIN_TABLE, Address, HostRoute, Item, NextHop, Route, Rule
+from ..host.items import (
+    CONNECTED_METRICS,
+    MAIN_METRICS,
+    MAIN_TABLE,
+    Address,
+    BridgeAddress,
+    HostRoute,
+    Item,
+    NextHop,
+    Route,
+    Rule,
+    address_of,
+)
 from ..status.model import TransportAction
 
 
@@ -98,7 +110,7 @@ def decide(
             conflicts.append(Conflict(network, gateway or address, action, item, next_hop))
             if action == "excepted" and next_hop is not None:
                 exceptions[address, table] = _host_route(address, next_hop, table)
-            elif isinstance(item, Address) and not (gateway or makes_local(item.interface, address)):
+            elif isinstance(item, (Address, BridgeAddress)) and not (gateway or makes_local(item.interface, address)):
                 narrowed.add(item)
             else:
                 dropped.add(item)
@@ -127,15 +139,15 @@ def decide(
         (item.network.version, item.table) for item in dropped if isinstance(item, Route) and item.table != MAIN_TABLE
     }
     remaining = [
-        _without_network(item) if isinstance(item, Address) and item in narrowed else item
+        _without_network(item) if isinstance(item, (Address, BridgeAddress)) and item in narrowed else item
         for item in items
         if item not in dropped and not (isinstance(item, Rule) and (item.version, item.table) in emptied)
     ]
     return Decision((*needed, *dict.fromkeys(remaining)), needed, tuple(conflicts))
 
 
-def _without_network(item: Address) -> Address:
-    return Address(with_prefix(item.interface.ip, item.interface.max_prefixlen))
+def _without_network(item: Address | BridgeAddress) -> Item:
+    return replace(item, interface=with_prefix(item.interface.ip, item.interface.max_prefixlen))
 
 
 def makes_local(interface: IPInterface, address: IPAddress) -> bool:
@@ -155,7 +167,7 @@ def _action(item: Item, address: IPAddress, next_hop: NextHop | None, *, withdra
     """What to do about an item that captures the address. None: nothing can be done, and the item stays."""
     if withdrawn:
         return "withdrawn"
-    if isinstance(item, Address) and makes_local(item.interface, address):
+    if (interface := address_of(item)) is not None and makes_local(interface, address):
         return "left-out"
     if next_hop is None:
         return None
@@ -175,7 +187,7 @@ def _captures(item: Item, address: IPAddress, next_hop: NextHop | None, tables: 
     route = _route_of(item)
     if route is None:
         return False
-    if isinstance(item, Address) and makes_local(item.interface, address):
+    if (interface := address_of(item)) is not None and makes_local(interface, address):
         return True  # the route is in the kernel's local table, which comes before all others
     if _captured_gateway(item, next_hop) is not None:
         return True
@@ -190,22 +202,24 @@ def _captures(item: Item, address: IPAddress, next_hop: NextHop | None, tables: 
     if next_hop is None or next_hop.table != table:
         return True
     # Of two routes with equal prefixes the kernel uses the one with the lower metric, or else the first that was there.
-    ours = (CONNECTED_METRICS if isinstance(item, Address) else MAIN_METRICS)[network.version]
+    ours = (MAIN_METRICS if isinstance(item, Route) else CONNECTED_METRICS)[network.version]
     return (network.prefixlen, next_hop.metric) > (next_hop.network.prefixlen, ours)
 
 
 def _captured_gateway(item: Item, next_hop: NextHop | None) -> IPAddress | None:
     """The gateway, if the item is an address that makes it one of this machine, or a broadcast address; else None."""
     gateway = None if next_hop is None else next_hop.gateway
-    if isinstance(item, Address) and gateway is not None and makes_local(item.interface, gateway):
+    interface = address_of(item)
+    if interface is not None and gateway is not None and makes_local(interface, gateway):
         return gateway
     return None
 
 
 def _route_of(item: Item) -> tuple[IPNetwork, int] | None:
-    """The network and the table of the route into the interface that an item makes; None: it makes none."""
+    """The network and the table of the route into the interface, or into its bridge, that an item makes; None: it makes
+    none."""
     match item:
-        case Address(interface):
+        case Address(interface) | BridgeAddress(_, interface):
             return interface.network, MAIN_TABLE
         case Route(network, table):
             return network, table
@@ -229,8 +243,9 @@ def describe(conflicts: Sequence[Conflict]) -> str:
     """One phrase for a log line about conflicts over one address that had the same outcome."""
     first = conflicts[0]
     text = f"{_cause(first)} covers {first.address}, where the tunnel's own connections go"
-    if isinstance(first.item, Address) and first.next_hop is not None and first.address == first.next_hop.gateway:
-        address = f"address {first.item.interface}, which the server gave,"
+    interface = None if first.item is None else address_of(first.item)
+    if interface is not None and first.next_hop is not None and first.address == first.next_hop.gateway:
+        address = f"address {interface}, which the server gave,"
         text = f"{address} would replace the gateway {first.address} of the tunnel's own connections"
     if len(conflicts) > 1:
         text += f" (and so do {len(conflicts) - 1} more)"
@@ -258,7 +273,7 @@ def _outcome(conflict: Conflict) -> str:
 
 def _cause(conflict: Conflict) -> str:
     match conflict.item:
-        case Address(interface):
+        case Address(interface) | BridgeAddress(_, interface):
             return f"the network of address {interface}, which the server gave,"
         case Route(network, table):
             return f"the default route of mark table {table}" if table != MAIN_TABLE else f"pushed route {network}"

@@ -21,6 +21,7 @@ class PeerInfo:
         encrypted: whether the client used TLS for its newest stream, to the server or to the first proxy in between;
             None: not known.
         extended: control frames were agreed on for the newest stream; None: there was no stream yet.
+        ipv6: the feature ``inet6`` was agreed on for the newest stream; None: there was no stream yet.
         connected_since: when it connected; None: it is not connected.
         last_heard: when frames or a ping last arrived, to within one tick.
         seen_before: when the peer was last heard before this object was made; None: never. A new object is made if the
@@ -37,6 +38,7 @@ class PeerInfo:
         "encrypted",
         "endpoint",
         "extended",
+        "ipv6",
         "last_heard",
         "reconnects",
         "seen_before",
@@ -50,6 +52,7 @@ class PeerInfo:
         self.tls: str | None = None
         self.encrypted: bool | None = None
         self.extended: bool | None = None
+        self.ipv6: bool | None = None
         self.connected_since: BootTime | None = None
         self.last_heard: BootTime | None = None
         self.seen_before: BootTime | None = None

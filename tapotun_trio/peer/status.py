@@ -49,6 +49,7 @@ def peer_status(
         tls=info.tls,
         encrypted=info.encrypted,
         extended=info.extended,
+        ipv6=info.ipv6,
         agent=info.agent,
         addresses=[str(address) for address in addresses],
         routes=[str(route) for route in routes],

@@ -11,7 +11,7 @@ from .. import AGENT
 from ..datapath.duplex import DuplexStream
 from ..datapath.plane import DeliverNow, Lane
 from ..datapath.receiver import Receiver
-from ..datapath.sender import break_off, breaking_off, ending_cleanly
+from ..datapath.sender import break_off, breaking_off, ending_cleanly, shutdown_frame
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import BASE_DEAD_S, DEAD_S, Connection
 from ..http.heads import MAX_HEAD_BYTES
@@ -41,11 +41,16 @@ _SHUTDOWN: Final = "the server is shutting down"
 
 def is_of_another_session(session: Session, exchange: Exchange) -> bool:
     """Whether the request belongs to a session that is over, or it yields (x-tun-yield) and another machine uses the
-    token."""
+    token. An upload whose frames carry something else than this interface's belongs to one that is over, too: a proxy
+    has held it while the kind of the interface changed."""
     hello = ClientHello.of(exchange.head.headers)
     if exchange.head.method == "GET":
         return hello.yields and session.replaced_by_another(hello)
-    return hello.session_id is not None and not session.belongs_to_download(hello)  # the download tells the client why
+    if hello.session_id is None:
+        return False
+    if (control.TAP in hello.features) != (session.parameters.device == "tap"):
+        return True
+    return not session.belongs_to_download(hello)  # the download tells the client why
 
 
 async def serve_download(session: Session, exchange: Exchange) -> None:
@@ -59,18 +64,18 @@ async def serve_download(session: Session, exchange: Exchange) -> None:
     agreed = told.agreed(hello.features)
     writer = await exchange.start_download([*_DOWNLOAD_HEADERS, *_answer_headers(told, agreed)])
     began = trio.current_time()
-    ending = ending_cleanly(writer, lambda: control.bye(_SHUTDOWN)) if hello.extended else breaking_off(writer)
+    ending = ending_cleanly(writer, lambda: shutdown_frame(_SHUTDOWN)) if hello.extended else breaking_off(writer)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exchange.watch, writer)
             async with ending:
                 if hello.extended:
-                    payload = session.parameters.params(agreed)
-                    writer.send(control.encode(control.PARAMS, payload) + session.repeated_seen(hello))
+                    # As the head has it. What a reload has changed meanwhile may not fit to what the head agreed on.
+                    writer.send(control.encode(control.PARAMS, told.params(agreed)) + session.repeated_seen(hello))
                 session.download_began(hello, agreed, exchange.client, "http", encrypted=exchange.encrypted)
                 nursery.start_soon(_follow_reload, session, PreviousParameters(told, hello))
                 with session.downloading(exchange.connection):
-                    await _download(session, hello, agreed, writer)
+                    await _download(session, hello, writer, carries_ipv6=told.carries_ipv6(agreed))
             nursery.cancel_scope.cancel()
     except* PeerError:
         if not hello.extended and trio.current_time() - began < EARLY_EXIT_S:
@@ -95,9 +100,9 @@ async def _follow_reload(session: Session, told: PreviousParameters) -> None:
         session.send_update(told)
 
 
-async def _download(session: Session, hello: ClientHello, agreed: frozenset[str], writer: BodyWriter) -> None:
+async def _download(session: Session, hello: ClientHello, writer: BodyWriter, *, carries_ipv6: bool) -> None:
     """Send frames, then the end of the body. A base client that is disconnected gets no end."""
-    await session.sender.serve(writer, ipv6=control.INET6 in agreed)
+    await session.sender.serve(writer, ipv6=carries_ipv6)
     if session.released and not hello.extended:
         await break_off(writer, FINISH_S)
         return
@@ -130,7 +135,8 @@ async def serve_upload(session: Session, exchange: Exchange) -> None:
     exchange.connection.presume_dead_after(BASE_DEAD_S if hello.session_id is None else DEAD_S)
     number = control.upload_number(exchange.head.headers.get(control.UPLOAD_HEADER))
     seen = control.upload_seen(number) if extended else None
-    reader = FrameReader(await exchange.accept_upload(), control=extended)
+    ethernet = session.parameters.device == "tap"
+    reader = FrameReader(await exchange.accept_upload(), control=extended, ethernet=ethernet)
     upload = Upload(session, seen)
     receiver = upload.receiver(exchange.connection, reader)
     try:
@@ -170,10 +176,10 @@ async def serve_websocket(session: Session, exchange: Exchange) -> None:
     if accepted is None:
         raise PeerError("a proxy in front of this server removes Upgrade from requests", reason=EndReason.NO_WEBSOCKET)
     writer, body = accepted
-    reader = FrameReader(body, control=True)
-    writer.send(control.encode(control.PARAMS, session.parameters.params(agreed)))
+    reader = FrameReader(body, control=True, ethernet=told.device == "tap")
+    writer.send(control.encode(control.PARAMS, told.params(agreed)))  # as the head has it
     session.download_began(hello, agreed, exchange.client, "websocket", encrypted=exchange.encrypted)
-    duplex = DuplexStream(exchange.connection, writer, body, session.sender, ipv6=control.INET6 in agreed)
+    duplex = DuplexStream(exchange.connection, writer, body, session.sender, ipv6=told.carries_ipv6(agreed))
 
     async def receive() -> None:
         await _follow_reload(session, PreviousParameters(told, hello))
@@ -182,7 +188,7 @@ async def serve_websocket(session: Session, exchange: Exchange) -> None:
         with session.uploading(receiver) as upload.older, receiver.running():
             await duplex.receive(receiver, reader.prime(exchange.leftover))
 
-    shutdown = _SHUTDOWN, lambda: control.bye(_SHUTDOWN)
+    shutdown = _SHUTDOWN, lambda: shutdown_frame(_SHUTDOWN)
     with session.downloading(exchange.connection):
         await duplex.run(receive, shutdown=shutdown, farewell=lambda: _farewell(session, hello))
 

@@ -1,20 +1,23 @@
-"""Watches the addresses of this machine, because no client may use one of them as a source address."""
+"""Watches the addresses of this machine, because no client may use one of them as a source address; and those of a
+bridge, because no client may claim one of them in the segment."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 import trio
 
-from ..families import IPInterface
-from ..host.interfaces import Host
+from ..families import IPAddress, IPInterface
+from ..host.interfaces import Host, Network
 from ..host.netlink.rewatch import Rewatch
 from ..log import Log
 
 # The addresses are also read this often, because those of our own interfaces change without a notification (see
 # `Host.open_changes`).
 CHECK_S: Final = 10.0
+
+T = TypeVar("T")
 
 
 async def watch_machine_addresses(
@@ -29,6 +32,45 @@ async def watch_machine_addresses(
     They are those of `Network.machine_addresses`. ``task_status`` is told after the first attempt to read them. A
     failure to read them is logged.
     """
+    hint = "clients may send from addresses that this machine gets meanwhile"
+    await _watch(host, log, hint, lambda network: network.machine_addresses(), on_addresses, task_status)
+
+
+async def watch_bridge_addresses(
+    host: Host,
+    log: Log,
+    name: str,
+    bridge: str,
+    on_addresses: Callable[[frozenset[IPAddress]], None],
+    *,
+    is_needed: Callable[[], bool],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The same for the addresses of the bridge whose port the interface ``name`` is; see `Network.bridge_addresses`.
+    While there is no bridge, its last addresses stay.
+
+    ``is_needed``: whether they matter now. If not, a failure to read them is logged at level debug."""
+    hint = f"clients may claim addresses that bridge {bridge} gets meanwhile"
+    await _watch(
+        host, log, hint, lambda network: network.bridge_addresses(name, bridge), on_addresses, task_status, is_needed
+    )
+
+
+async def _watch(
+    host: Host,
+    log: Log,
+    hint: str,
+    read: Callable[[Network], Awaitable[T | None]],
+    on_addresses: Callable[[T], None],
+    task_status: trio.TaskStatus[None],
+    is_needed: Callable[[], bool] = lambda: True,
+) -> None:
+    """
+    Args:
+        hint: what it means that the addresses cannot be read.
+        read: returns None if the last addresses stay.
+        is_needed: see `Rewatch`.
+    """
     started = False
 
     async def watch() -> None:
@@ -36,10 +78,10 @@ async def watch_machine_addresses(
         try:
             async with host.open_changes() as changes, host.open_network() as network:
                 retry.worked()
-                known: frozenset[IPInterface] | None = None
+                known: T | None = None
                 while True:
-                    present = await network.machine_addresses()
-                    if present != known:
+                    present = await read(network)
+                    if present is not None and present != known:
                         known = present
                         on_addresses(present)
                     if not started:
@@ -52,5 +94,5 @@ async def watch_machine_addresses(
                 started = True
                 task_status.started()
 
-    retry = Rewatch(log, "clients may send from addresses that this machine gets meanwhile")
+    retry = Rewatch(log, hint, is_needed)
     await retry.keep(watch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import product
@@ -26,12 +26,15 @@ from ..http.heads import BadRequest
 from ..http.server import Exchange
 from ..http.virtual_hosts import Endpoint, ListenerManager, Registration, VirtualHost
 from ..log import Faults, Log, RateLimitedLog, flap_damped
+from ..macs import NO_MAC
 from ..peer.boottime import BootTime
 from ..routing.router import ClientNetworks, Router
+from ..routing.switch import SwitchRules
 from ..status.model import InterfaceState, InterfaceStatus
 from ..wire.frames import ADDRESSES, ROUTED_IPV6_HEAD, flow_of
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .machine_addresses import watch_machine_addresses
+from .machine_addresses import watch_bridge_addresses, watch_machine_addresses
+from .segment import Segment, rules_in_steps
 from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTable, PreviousParameters, Session
 from .status import server_status
 
@@ -51,12 +54,14 @@ class Prepared:
         kept: sessions that stay, each with its new index, its new entry of the config, and its new parameters, which
             are None if they have not changed.
         removed: sessions whose client is no longer in the config.
+        rules: for the switch of a TAP interface.
     """
 
     config: ServerConfig
     table: ForwardingTable
     router: Router
     removed: dict[tuple[str, str], Session]
+    rules: SwitchRules = field(default_factory=SwitchRules)
     kept: list[tuple[Session, int, AllowedClient, ClientParameters | None]] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
     by_token: dict[tuple[str, str], Session] = field(default_factory=dict)
@@ -67,12 +72,14 @@ def _prepare(
     table: ForwardingTable,
     before: ServerConfig | None,
     by_token: Mapping[tuple[str, str], Session],
+    mac: bytes | None,
 ) -> Steps[Prepared]:
     """Make the router and the new sessions of ``config``, and change nothing.
 
     Args:
         before: the present config; None: there is none yet.
         by_token: the present sessions.
+        mac: of a TAP interface; None: it is a TUN interface, or its address is not known.
     """
     networks = yield from collect_in_steps(ClientNetworks(c.addresses, c.routes, c.sources) for c in config.clients)
     router = yield from Router.in_steps(config.own_addresses, config.routes, networks, config.source_check)
@@ -90,6 +97,8 @@ def _prepare(
         prepared.by_token[key] = session
         if index % _MADE_PER_STEP == 0:
             yield
+    if config.device == "tap":
+        prepared.rules = yield from rules_in_steps(config, mac or NO_MAC, prepared.sessions)
     return prepared
 
 
@@ -116,6 +125,9 @@ class TunnelServer:
         device_drops: Counter[str] | None = None,
         *,
         first: Prepared | None = None,
+        mac: bytes | None = None,
+        set_carrier: Callable[[bool], None] = lambda _: None,
+        bridge_mac: Callable[[], bytes | None] = lambda: None,
     ) -> None:
         """Create the sessions of all clients. Nobody can connect before `run_transport`.
 
@@ -123,9 +135,11 @@ class TunnelServer:
             writers: one for each queue of the device; see `ForwardingTable`. Without writers, uploads cannot be served.
             device_drops: where the reader and the writers of the device count what they drop, by reason.
             first: made from ``config`` by `in_steps`.
+            mac: of a TAP interface.
+            set_carrier, bridge_mac: of a TAP interface; see `Segment`.
         """
         if first is None:
-            first = run_now(_prepare(config, ForwardingTable(writers), None, {}))
+            first = run_now(_prepare(config, ForwardingTable(writers), None, {}, mac))
         self._log = log
         self.device_drops: Counter[str] = Counter() if device_drops is None else device_drops
         self.refusals: Counter[str] = Counter()  # refused or failed requests, by reason
@@ -134,6 +148,9 @@ class TunnelServer:
         self._table = first.table
         self._table.router, self._table.sessions = first.router, first.sessions
         self.sessions, self._by_token = first.sessions, first.by_token
+        self._mac = mac
+        if config.device == "tap":
+            self._table.segment = Segment(first.rules, first.sessions, self.device_drops, log, set_carrier, bridge_mac)
         self._verdicts = self._table.device_verdicts
         self._machine: frozenset[IPInterface] = frozenset()
         # The limit allows a burst, because tools such as fail2ban read the log and have to see each address.
@@ -148,6 +165,11 @@ class TunnelServer:
         return self.registration.endpoints
 
     @property
+    def segment(self) -> Segment | None:
+        """Of a TAP interface; None: it is a TUN interface."""
+        return self._table.segment
+
+    @property
     def cached_verdicts(self) -> int:
         """How many pairs of addresses have a cached verdict, at most CACHE_ENTRIES."""
         return len(self._verdicts)
@@ -159,7 +181,9 @@ class TunnelServer:
 
     def status(self, common: InterfaceStatus) -> Steps[InterfaceStatus]:
         """``common``, completed with what the server knows, in steps."""
-        return server_status(common, self.sessions, self.registration, self.device_drops, self.refusals)
+        return server_status(
+            common, self.sessions, self.registration, self.device_drops, self.refusals, self._table.segment
+        )
 
     def peers(self) -> Iterator[tuple[str, Session]]:
         """The name of each client, and its session."""
@@ -180,11 +204,21 @@ class TunnelServer:
 
     @classmethod
     def in_steps(
-        cls, config: ServerConfig, log: Log, writers: Sequence[DeviceWriter], device_drops: Counter[str]
+        cls,
+        config: ServerConfig,
+        log: Log,
+        writers: Sequence[DeviceWriter],
+        device_drops: Counter[str],
+        *,
+        mac: bytes | None = None,
+        set_carrier: Callable[[bool], None] = lambda _: None,
+        bridge_mac: Callable[[], bytes | None] = lambda: None,
     ) -> Steps[TunnelServer]:
         """As the constructor, in steps: each of thousands of sessions takes a tenth of a millisecond."""
-        first = yield from _prepare(config, ForwardingTable(writers), None, {})
-        return cls(config, log, writers, device_drops, first=first)
+        first = yield from _prepare(config, ForwardingTable(writers), None, {}, mac)
+        return cls(
+            config, log, writers, device_drops, first=first, mac=mac, set_carrier=set_carrier, bridge_mac=bridge_mac
+        )
 
     def reconfigure(self, config: ServerConfig) -> None:
         """Follow a changed config, except for ``name``, ``listen``, ``path`` and ``ingress``, which stay as they are.
@@ -196,7 +230,7 @@ class TunnelServer:
     def prepare(self, config: ServerConfig) -> Steps[Prepared]:
         """The first half of `reconfigure`: make everything new, and change nothing. No other reconfiguration may begin
         before `adopt`."""
-        return _prepare(config, self._table, self._config, self._by_token)
+        return _prepare(config, self._table, self._config, self._by_token, self._mac)
 
     def adopt(self, prepared: Prepared) -> Steps[None]:
         """The second half. The first step makes the whole change; the others notify the clients that it affects."""
@@ -205,6 +239,8 @@ class TunnelServer:
         self._by_token = prepared.by_token
         self._verdicts.clear()
         self._loops.clear()
+        if self._table.segment is not None:
+            self._table.segment.adopt(prepared.rules, prepared.sessions, prepared.removed.values())
         # For the operator, a client with a new token is still the same client.
         self.restore_last_seen(_last_seen(prepared.removed.values()))
         updates: list[tuple[Session, PreviousParameters]] = []
@@ -226,6 +262,23 @@ class TunnelServer:
         """Keep the router informed of this machine's addresses. Runs for ever. See `watch_machine_addresses`."""
         await watch_machine_addresses(host, self._log, self._set_machine, task_status=task_status)
 
+    async def watch_bridge(
+        self, host: Host, bridge: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Keep the segment informed of the addresses of the bridge whose port the interface is. Runs for ever. See
+        `watch_bridge_addresses`."""
+        segment = self._table.segment
+        assert segment is not None, "a TUN interface is no port"
+        await watch_bridge_addresses(
+            host,
+            self._log,
+            self._config.name,
+            bridge,
+            segment.set_bridge_addresses,
+            is_needed=lambda: segment.has_guard,
+            task_status=task_status,
+        )
+
     def _set_machine(self, interfaces: frozenset[IPInterface]) -> None:
         self._machine = interfaces
         self._table.router = self._table.router.with_machine(interfaces)
@@ -237,6 +290,8 @@ class TunnelServer:
         for session in self.sessions:
             session.mark_removed()
         self.sessions = self._table.sessions = []
+        if self._table.segment is not None:
+            self._table.segment.close()
         self._by_token = {}
         self._verdicts.clear()
         self._loops.clear()
@@ -383,10 +438,14 @@ class TunnelServer:
         if is_of_another_session(session, exchange):
             await self._refuse(exchange, 409, RefusalReason.OTHER_SESSION)
             return
-        if not self._has_address_for(session, exchange):
-            text = f"{name} refused: this client has addresses of IPv6 only, and the peer does not offer IPv6"
-            session.client_log.refused(text)
-            await self._refuse(exchange, 406, RefusalReason.NO_ADDRESS)
+        if not self._can_serve(session, exchange):
+            if session.parameters.device == "tap":
+                why, text = RefusalReason.NO_TAP, "this interface carries Ethernet, and the peer does not offer it"
+            else:
+                why = RefusalReason.NO_ADDRESS
+                text = "this client has addresses of IPv6 only, and the peer does not offer IPv6"
+            session.client_log.refused(f"{name} refused: {text}")
+            await self._refuse(exchange, 406, why)
             return
         endpoint.pending.remove(exchange.connection)
         ending, failed = "this server stops", 0  # the values for a cancellation
@@ -419,12 +478,15 @@ class TunnelServer:
             endpoint.add_pending(exchange.connection)  # until its next request has shown a token
 
     @staticmethod
-    def _has_address_for(session: Session, exchange: Exchange) -> bool:
-        """Whether the client gets an address that it can use. An upload with a session ID belongs to a download that
-        was served."""
+    def _can_serve(session: Session, exchange: Exchange) -> bool:
+        """Whether the client can use what it gets. An upload with a session ID belongs to a download that was served;
+        one without belongs to a base client, which knows nothing of Ethernet."""
         hello = ClientHello.of(exchange.head.headers)
-        if exchange.head.method == "PUT" and hello.session_id is not None:
-            return True
+        if exchange.head.method == "PUT":
+            if hello.session_id is not None:
+                return True
+            if session.parameters.device == "tap":
+                return False
         return session.parameters.serves(hello.features)
 
     async def _refuse(
@@ -453,6 +515,8 @@ class TunnelServer:
             if now >= forget_at:
                 self._forget_loops()
                 forget_at = now + LOOP_S
+            if self._table.segment is not None:
+                self._table.segment.tick(now)
             for number, session in enumerate(self.sessions, 1):  # a reload replaces the list
                 try:
                     session.tick(now, TICK_S)

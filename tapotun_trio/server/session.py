@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv4Network, ip_address
+from itertools import count
 from typing import Final, NamedTuple
 
-from ..config.model import AllowedClient, ServerConfig
+from ..config.model import AllowedClient, DeviceKind, ServerConfig
 from ..datapath.counters import Counters, DropReason, Transport
 from ..datapath.plane import BY_ADDRESSES, DeliverNow, Flows, Lane, Verdict, current_plane
 from ..datapath.receiver import Receiver
@@ -47,6 +48,7 @@ from ..wire.frames import (
 from ..wire.tunconf import TunConf, encode_generation_1, encode_generation_2
 from ..wire.vnet import is_bounded, validate_vnet_header
 from .client_log import ClientLog
+from .segment import Segment
 
 # The limit of cached verdicts for one sender. If a client scans the address space, its cache is emptied again and
 # again, which does no other harm.
@@ -102,33 +104,48 @@ class ClientParameters:
     a session outlives many configs.
 
     Attributes:
+        device: what the frames carry.
         has_ipv6: whether the client has an address of IPv6.
     """
 
-    __slots__ = ("_addresses", "_dns", "_keepalive_s", "_mtu", "_peers", "_pushed", "has_ipv6")
+    __slots__ = ("_addresses", "_dns", "_keepalive_s", "_mtu", "_peers", "_pushed", "device", "has_ipv6")
 
     def __init__(self, config: ServerConfig, client: AllowedClient) -> None:
+        self.device: DeviceKind = config.device
         self._mtu, self._peers = config.mtu, config.peers
-        self._dns, self._keepalive_s = config.push_dns, config.keepalive_s
+        self._keepalive_s = config.keepalive_s
         self._addresses: tuple[IPInterface, ...] = tuple(
             with_prefix(ip, net.network.prefixlen)
             for net, ip in ((config.net4, client.ipv4), (config.net6, client.ipv6))
             if net is not None and ip is not None
         )
         self._pushed = pushed_routes(config, client)
+        families = {each.version for each in self._addresses}
+        self._dns = tuple(each for each in config.push_dns if each.version in families)  # no query reaches the others
         self.has_ipv6 = any(each.version == 6 for each in self._addresses)
 
     def agreed(self, offered: frozenset[str]) -> frozenset[str]:
         """Which of the features that a client offers it gets."""
+        if self.device == "tun":
+            offered -= {control.TAP}
         return offered if control.CTL in offered and self.has_ipv6 else offered - {control.INET6}
 
     def serves(self, offered: frozenset[str]) -> bool:
-        """Whether a client that offers these features gets an address that it can use."""
+        """Whether a client that offers these features can use what it gets: frames of this kind, and an address."""
+        if self.device == "tap":
+            return offered >= {control.CTL, control.TAP}
         return control.INET6 in self.agreed(offered) or any(each.version == 4 for each in self._addresses)
+
+    def carries_ipv6(self, agreed: frozenset[str]) -> bool:
+        """Whether packets of IPv6 may be sent to a client with these features. Ethernet carries all kinds."""
+        return self.device == "tap" or control.INET6 in agreed
 
     @property
     def tun_conf(self) -> str | None:
-        """The value of x-tun-conf in the answer to a download; None: the client has no address of IPv4."""
+        """The value of x-tun-conf in the answer to a download; None: the client has no address of IPv4, or the frames
+        carry Ethernet, of which no base client knows."""
+        if self.device == "tap":
+            return None
         address = next((each for each in self._addresses if isinstance(each, IPv4Interface)), None)
         if address is None:
             return None
@@ -145,6 +162,7 @@ class ClientParameters:
             addresses=self._addresses,
             routes=self._pushed,
             dns=self._dns,
+            device=self.device,
             keepalive=self._keepalive_s,
         )
         return params.encode(parameters if control.INET6 in agreed else parameters.without_ipv6())
@@ -166,9 +184,11 @@ class ForwardingTable:
         device_verdicts: the cached verdicts for packets from the device, by key. A verdict is a sender; or False: no
             route; or True: the packet came from the same client that it would be sent to.
         writers: one for each queue of the device. Sessions share them where there are more sessions than queues.
+        segment: of a TAP interface: it decides instead of the router. None: a TUN interface.
+        ports: the numbers of the next sessions' ports.
     """
 
-    __slots__ = ("device_verdicts", "router", "sessions", "writers")
+    __slots__ = ("device_verdicts", "ports", "router", "segment", "sessions", "writers")
 
     def __init__(self, writers: Sequence[DeviceWriter] = ()) -> None:
         """Nothing is routed at first. Without ``writers`` no session may receive."""
@@ -176,14 +196,21 @@ class ForwardingTable:
         self.sessions: list[Session] = []
         self.device_verdicts: Verdicts[Sender | bool] = Verdicts()
         self.writers = writers
+        self.segment: Segment | None = None
+        self.ports = count()
 
 
 class Session:
-    """Everything that a server keeps for one client, connected or not, for the lifetime of the interface."""
+    """Everything that a server keeps for one client, connected or not, for the lifetime of the interface.
+
+    Attributes:
+        port: names it in the switch of a TAP interface. Unlike ``index`` it never changes.
+    """
 
     def __init__(self, index: int, client: AllowedClient, config: ServerConfig, table: ForwardingTable) -> None:
         """``index``: where the session is, or will be, in ``table.sessions``."""
         self.index = index
+        self.port = next(table.ports)
         self.client = client
         self.client_log = ClientLog(config.name, client.name)
         self.counters = Counters()
@@ -244,6 +271,8 @@ class Session:
             self._seen = b""  # the two machines number their uploads alike
         self._hello, self._agreed = hello, agreed
         self._set_ipv6(control.INET6 in agreed)
+        if self._table.segment is not None:
+            self._table.segment.began(self)
         self._session_log.begin()
         self.transport = transport
         self.disconnect_reason = None
@@ -270,12 +299,13 @@ class Session:
         if client.name != name:
             self.client_log.plain = client_logger(config.name, client.name)
         before, self._parameters = self._parameters, parameters
-        if not parameters.has_ipv6 and (self._ipv6 or self.sender.ipv6):
+        if parameters.device == "tun" and not parameters.has_ipv6 and (self._ipv6 or self.sender.ipv6):
             self._set_ipv6(False)
             self.sender.set_ipv6(False)
         return None if self._hello is None or not self.sender.streaming else PreviousParameters(before, self._hello)
 
     def _set_ipv6(self, allowed: bool) -> None:
+        self.peer_info.ipv6 = allowed
         if allowed != self._ipv6:
             self._ipv6 = allowed
             self._verdicts.clear()  # the plane's copies have to follow
@@ -320,6 +350,8 @@ class Session:
         if not self.downloads:
             self.peer_info.mark_disconnected()  # also for a download that failed before `downloading`
         if not self.downloads and not self.uploads:
+            if self._table.segment is not None:
+                self._table.segment.ended(self)
             self._session_log.end(self.log, self.disconnect_reason or reason)
 
     def replaced_by_another(self, hello: ClientHello) -> bool:
@@ -433,7 +465,10 @@ class Session:
         if not self.removed:
             table = self._table
             writer = table.writers[self.index % len(table.writers)]
-            self.forward(reader.view, frames, writer, table.sessions)
+            if table.segment is None:
+                self.forward(reader.view, frames, writer, table.sessions)
+            else:
+                table.segment.from_client(self, reader.view, frames, writer)
 
     def lane(self) -> Lane | DeliverNow:
         """Where the plane puts the frames of an upload: as `deliver`."""
@@ -443,6 +478,8 @@ class Session:
         writer = self._table.writers[self.index % len(self._table.writers)]
         if writer.outlet is None:
             return self.deliver
+        if self._table.segment is not None:
+            return self._table.segment.lane(self, writer.outlet, self.deliver, plane)
         if self._verdicts.flows is None:
             self._verdicts.flows = Flows(plane, BY_ADDRESSES, self.counters.drops)
 
@@ -462,6 +499,8 @@ class Session:
 
     def _change_lanes(self) -> None:
         """What this session's packets are decided by has changed, and maybe where they go."""
+        if self._table.segment is not None:
+            self._table.segment.change_lane(self)
         self._verdicts.clear()
         if self._verdicts.flows is not None:
             self._verdicts.flows.hand_back()

@@ -68,6 +68,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
     tls: str | None = None
     encrypted: bool | None = None
     extended: bool | None = None
+    ipv6: bool | None = None
     agent: str | None = None
     addresses: list[str] = []
     routes: list[str] = []
@@ -87,6 +88,11 @@ class PeerStatus(Struct, frozen=True, kw_only=True, gc=False):
     stream_ends: dict[str, int] = {}
     reconnects: int = 0
     plane_packets: int = 0
+    macs: int | None = None
+    macs_learned: int | None = None
+    macs_moved: int | None = None
+    macs_evicted: int | None = None
+    flooded_packets: int | None = None
     segment_limit_bytes: int | None = None
     path_problem: str | None = None
 
@@ -124,12 +130,20 @@ class InterfaceStatus(Struct, frozen=True, kw_only=True, gc=False):
     kind: InterfaceKind
     state: InterfaceState
     since: datetime
+    device: Literal["tun", "tap"] | None = None
+    mac: str | None = None
+    bridge: str | None = None
     addresses: list[str] = []
     mtu_bytes: int | None = None
     listen: list[ListenerStatus] = []
     path: str | None = None
     device_drops: dict[str, int] = {}
     refusals: dict[str, int] = {}
+    macs: int | None = None
+    macs_learned: int | None = None
+    macs_moved: int | None = None
+    macs_evicted: int | None = None
+    flooded_packets: int | None = None
     restarts: int = 0
     last_error: str | None = None
     problem: str | None = None
@@ -155,6 +169,24 @@ class PlaneStatus(Struct, frozen=True, kw_only=True, gc=False):
     why: str | None = None
 
 
+class UpdateStatus(Struct, frozen=True, kw_only=True, gc=False):
+    """What a process knows of new versions of the program. ``available``: a version that is newer than the running
+    one. ``command``: what a person types to install it. ``obstacle``: why new versions are only reported, although the
+    config wants more. ``error``: why the last check failed. ``refused``: versions that did not start here."""
+
+    mode: Literal["check", "download", "apply"]
+    channel: str
+    installation: Literal["pyz", "deb", "pip", "container", "checkout"]
+    checked_at: datetime | None = None
+    available: str | None = None
+    command: str | None = None
+    downloaded: str | None = None
+    downloaded_version: str | None = None
+    obstacle: str | None = None
+    error: str | None = None
+    refused: list[str] = []
+
+
 class ProcessStatus(Struct, frozen=True, kw_only=True, gc=False):
     """One process with its interfaces."""
 
@@ -167,4 +199,5 @@ class ProcessStatus(Struct, frozen=True, kw_only=True, gc=False):
     started_at: datetime
     last_reload: ReloadStatus | None = None
     plane: PlaneStatus | None = None
+    update: UpdateStatus | None = None
     interfaces: list[InterfaceStatus] = []

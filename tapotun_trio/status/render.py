@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -22,11 +22,13 @@ from .model import (
     PlaneStatus,
     ProcessStatus,
     TransportConflictStatus,
+    UpdateStatus,
 )
 
 WIDTH: Final = 80
 MIN_WIDTH: Final = 40
 TEXT_CHARS: Final = 800  # the longest sentence
+COMMAND_CHARS: Final = 10_000  # two paths, each of at most PATH_MAX
 LIST_LIMIT: Final = 8  # items shown of a longer list; --json has all of them
 
 ASSUMED_ROWS: Final = 60  # of a screen, if the output is not a terminal
@@ -86,6 +88,8 @@ class _Page:
             self._text("", "reload", text, _RED)
         if process.plane is not None:
             self._plane(process.plane, process.interfaces)
+        if process.update is not None:
+            self._update(process.update, now)
         for interface in process.interfaces:
             self._interface(interface, now)
             before = len(self._lines)
@@ -105,6 +109,20 @@ class _Page:
         share = [f"{sum(peer.plane_packets for peer in peers) / packets:.0%} of the packets"] if packets else []
         self._field("", "plane", ["native", *share])
 
+    def _update(self, update: UpdateStatus, now: datetime) -> None:
+        for text, command, colour in _update_lines(update):
+            if command is None:
+                self._text("", "update", text, colour)
+                continue
+            whole = one_line(f"{text}; {command}")
+            if columns(whole) <= self._width - _LABEL:
+                self._text("", "update", whole, colour)
+            else:  # on a line of its own, however long: wrapped, it could not be copied
+                self._text("", "update", f"{text}:", colour)
+                self._lines.append(f"  {shorten(one_line(command), COMMAND_CHARS)}")
+        if update.checked_at is not None and update.available is None and update.error is None:
+            self._text("", "update", f"up to date {ago(update.checked_at, now)} ago")
+
     def _interface(self, interface: InterfaceStatus, now: datetime) -> None:
         self._head("", "interface", interface.name, _GREEN)
         verb = "up" if interface.state == "up" else interface.state
@@ -120,13 +138,17 @@ class _Page:
             self._text("  ", "why", interface.problem, _YELLOW)
         if interface.degraded is not None:
             self._text("  ", "degraded", interface.degraded, _YELLOW)
+        self._field("  ", "device", _device(interface))
         mtu = [] if interface.mtu_bytes is None else [f"MTU {interface.mtu_bytes}"]
-        self._field("  ", "addresses", [*interface.addresses, *mtu])
+        # Only a TAP interface may have none for good.
+        none = ["none"] if mtu and interface.device == "tap" else []
+        self._field("  ", "addresses", [*(interface.addresses or none), *mtu])
         path = "" if interface.path is None else f" {interface.path}"
         self._field("  ", "listening", [f"{at.address}{path}" for at in interface.listen])
         for at in interface.listen:
             if at.problem is not None:
                 self._text("  ", "problem", f"{at.address}: {at.problem}", _RED)
+        self._field("  ", "switch", _switch(interface.macs, interface.flooded_packets))
         self._field("  ", "dropped", _reasons(interface.device_drops))
         refused = dict(interface.refusals)
         for at in interface.listen:
@@ -172,6 +194,7 @@ class _Page:
             self._field("    ", "round trip", [figures])
         if peer.path_problem is not None:
             self._text("    ", "path", peer.path_problem, _YELLOW)
+        self._field("    ", "switch", _switch(peer.macs, peer.flooded_packets))
         if peer.outbox.packets:
             self._field("    ", "waiting", [f"{size(peer.outbox.bytes)} in {_count(peer.outbox.packets, 'packet')}"])
         self._field("    ", "dropped", _reasons(peer.drops))
@@ -342,6 +365,22 @@ def left_out_text(left_out: LeftOutStatus) -> str:
             return f"pushed route {left_out.route}: no packet is ever routed there; remove it from the server's config"
 
 
+def _update_lines(update: UpdateStatus) -> Iterator[tuple[str, str | None, str]]:
+    """What an operator should know of updates, each with the command to type, if there is one, and its colour."""
+    if update.available is not None:
+        version = update.available
+        if version in update.refused:
+            yield f"{version} is available; it did not start here, and is not installed again", None, _RED
+        elif update.downloaded is not None and update.downloaded_version == version:
+            yield f"{version} is available, and lies in {update.downloaded}", update.command, _YELLOW
+        else:
+            yield f"{version} is available", update.command, _YELLOW
+    if update.obstacle is not None:
+        yield f"only reported: {update.obstacle}", None, _YELLOW
+    if update.error is not None:
+        yield f"the last check failed: {update.error}", None, _RED
+
+
 def _endpoint(peer: PeerStatus) -> list[str]:
     if peer.endpoint is None:
         return []
@@ -351,7 +390,9 @@ def _endpoint(peer: PeerStatus) -> list[str]:
     software = peer.agent or ("extended" if peer.extended else "base protocol")
     # If this end knows the TLS version, that says enough. Otherwise a proxy has reported the encryption.
     words = {True: "" if peer.tls else "encrypted up to its proxy", False: "not encrypted", None: ""}[peer.encrypted]
-    return [f"{peer.endpoint}{over}", software, *filter(None, [words])]
+    wants_ipv6 = any(":" in address for address in peer.addresses)
+    inside = {True: "carries IPv6", False: "without IPv6" if wants_ipv6 else "", None: ""}[peer.ipv6]
+    return [f"{peer.endpoint}{over}", software, *filter(None, [inside, words])]
 
 
 def _traffic(amount_bytes: int, packets: int, bits_per_s: float) -> str:
@@ -364,6 +405,26 @@ def _reasons(counts: Mapping[str, int]) -> list[str]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _device(interface: InterfaceStatus) -> list[str]:
+    """What a TAP interface is in its segment; nothing of other interfaces."""
+    if interface.device != "tap":
+        return []
+    return [
+        "TAP" if interface.mac is None else f"TAP {interface.mac}",
+        *([] if interface.bridge is None else [f"port of bridge {interface.bridge}"]),
+    ]
+
+
+def _switch(macs: int | None, flooded: int | None) -> list[str]:
+    """What the switch of a TAP interface knows and has flooded; nothing of other interfaces."""
+    if macs is None:
+        return []
+    return [
+        f"{macs} MAC address" if macs == 1 else f"{macs} MAC addresses",
+        *([f"{_count(flooded, 'packet')} flooded"] if flooded else []),
+    ]
 
 
 def _times(number: int) -> str:

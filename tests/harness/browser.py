@@ -49,7 +49,10 @@ document.addEventListener("securitypolicyviolation", (event) =>
 
 
 class BrowserError(HarnessError):
-    """The driver has refused a command. `kind` is WebDriver's name for why."""
+    """The driver has refused a command, or a server has answered with an error.
+
+    `kind` is WebDriver's name for why, or ``status`` and the number.
+    """
 
     def __init__(self, command: str, kind: str, text: str) -> None:
         """As the driver answered."""
@@ -99,8 +102,11 @@ class Browser:
     # What an operator does
 
     def open(self, url: str) -> None:
-        """Go there, until the page is loaded."""
+        """Go there, until the page is loaded. Raises BrowserError if the server has answered with an error."""
         self._command("url", {"url": url})
+        status = self.script("return performance.getEntriesByType('navigation')[0]?.responseStatus ?? 0")
+        if status >= http.client.BAD_REQUEST:  # 0: not by HTTP
+            raise BrowserError(f"open {url}", f"status {status}", self.script("return document.body.innerText"))
 
     def click(self, css: str) -> None:
         """Click on what is there, in sight and not covered, as soon as it is so. Raises WaitError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +16,13 @@ from .errors import HarnessError, wait_until
 from .host import Host
 from .process import Process
 
+CATCH_UP_S: Final = 30.0  # no promise of a speed, the machine may be busy
+
 # Bytes before the IP packet, by link type (https://www.tcpdump.org/linktypes.html).
 _LINK_HEADER_BYTES: Final = {1: 14, 12: 0, 101: 0, 113: 16, 276: 20}
 _IP_ETHERTYPES: Final = (0x0800, 0x86DD)
 _ETHERTYPE_OFFSET: Final = {1: 12, 113: 14, 276: 0}
+_ETHERNET: Final = 1
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,15 @@ class Capture:
 
     @property
     def packets(self) -> list[Packet]:
-        """The packets so far, in order."""
-        return list(read_pcap(self._file))
+        """All packets that have crossed the interface so far, in order. Raises WaitError."""
+        self._catch_up()
+        return self._read()
+
+    @property
+    def frames(self) -> list[bytes]:
+        """All Ethernet frames so far, in order, whatever they carry, with their VLAN tags. Raises WaitError."""
+        self._catch_up()
+        return self._read_frames()
 
     def count(self, wanted: Callable[[Packet], bool] = lambda packet: True) -> int:
         """How many packets so far are of that kind."""
@@ -102,13 +113,53 @@ class Capture:
 
         def probe() -> list[Packet] | None:
             self._process.check_running()
-            found = [packet for packet in self.packets if wanted(packet)]
+            found = [packet for packet in self._read() if wanted(packet)]
             return found if len(found) >= number else None
 
         return wait_until(probe, timeout, f"{number} packets in {self._process.name}", self._overview)
 
+    def wait_for_frames(self, wanted: Callable[[bytes], bool], number: int = 1, timeout: float = 5.0) -> list[bytes]:
+        """As `wait_for`, for Ethernet frames. Raises WaitError."""
+
+        def probe() -> list[bytes] | None:
+            self._process.check_running()
+            found = [frame for frame in self._read_frames() if wanted(frame)]
+            return found if len(found) >= number else None
+
+        return wait_until(probe, timeout, f"{number} frames in {self._process.name}", self._overview_of_frames)
+
+    def _catch_up(self) -> None:
+        """Wait until every packet that has crossed the interface so far is in the file."""
+        now_s = time.time()
+
+        def has_caught_up() -> bool:
+            # tcpdump sleeps only while the kernel has nothing for it. On a busy interface it may never do.
+            return (
+                not self._process.running
+                or self._process.state == "S"
+                or any(packet.time_s > now_s for packet in self._read()[-1:])
+            )
+
+        wait_until(has_caught_up, CATCH_UP_S, f"{self._process.name} to catch up", self._process.tail)
+
+    def finish(self) -> None:
+        """Stop it when it has all packets. What the kernel still has for tcpdump when that ends is lost."""
+        self._catch_up()
+        self._process.stop(with_signal=signal.SIGINT)
+
+    def _read(self) -> list[Packet]:
+        return list(read_pcap(self._file))
+
+    def _read_frames(self) -> list[bytes]:
+        return [bytes(frame) for link_type, _, frame in _records(self._file) if link_type == _ETHERNET]
+
+    def _overview_of_frames(self) -> str:
+        frames = self._read_frames()
+        lines = (f"  {len(frame)} bytes: {frame[:64].hex()}" for frame in frames[:25])
+        return "\n".join([f"{len(frames)} frames were captured:", *lines])
+
     def _overview(self) -> str:
-        packets = self.packets
+        packets = self._read()
         return "\n".join([f"{len(packets)} packets were captured:", *(f"  {packet}" for packet in packets[:25])])
 
 
@@ -127,8 +178,9 @@ def capture(host: Host, interface: str, expression: str = "", *, snap_bytes: int
     argv += ["-B", "16384", "-s", str(snap_bytes), "-w", str(file), expression]
     with host.start(argv, name=f"tcpdump-{interface}") as process:
         process.wait_for_log("listening on")
-        yield Capture(file, process)
-        process.stop(with_signal=signal.SIGINT)
+        captured = Capture(file, process)
+        yield captured
+        captured.finish()
     if lost := _lost(process.log):
         raise HarnessError(f"{process.name} lost {lost} packets, so its capture proves nothing")
 
@@ -142,7 +194,17 @@ def _lost(log: str) -> int:
 
 
 def read_pcap(file: Path) -> Iterator[Packet]:
-    """The IP packets of a capture file in tcpdump's own format; a last one still being written is left out.
+    """The IP packets of a capture file in tcpdump's own format; a last one still being written is left out."""
+    for link_type, time_s, frame in _records(file):
+        if link_type in _ETHERTYPE_OFFSET:
+            (ethertype,) = struct.unpack_from("!H", frame, _ETHERTYPE_OFFSET[link_type])
+            if ethertype not in _IP_ETHERTYPES:
+                continue
+        yield Packet(time_s, bytes(frame[_LINK_HEADER_BYTES[link_type] :]))
+
+
+def _records(file: Path) -> Iterator[tuple[int, float, memoryview]]:
+    """Link type, time and frame of what was captured.
 
     pcap: magic u32, versions 2 x u16, 2 x u32, snap length u32, link type u32; then for each packet
     seconds u32, microseconds u32, captured u32, original u32, bytes. Host byte order.
@@ -153,7 +215,6 @@ def read_pcap(file: Path) -> Iterator[Packet]:
     magic, link_type = struct.unpack_from("=I", content, 0)[0], struct.unpack_from("=I", content, 20)[0]
     if magic != 0xA1B2C3D4 or link_type not in _LINK_HEADER_BYTES:
         raise HarnessError(f"{file}: not a capture that this understands (link type {link_type})")
-    skip = _LINK_HEADER_BYTES[link_type]
     position = 24
     while position + 16 <= len(content):
         seconds, microseconds, captured, _original = struct.unpack_from("=4I", content, position)
@@ -161,8 +222,4 @@ def read_pcap(file: Path) -> Iterator[Packet]:
         position += 16 + captured
         if len(frame) < captured:
             return
-        if link_type in _ETHERTYPE_OFFSET:
-            (ethertype,) = struct.unpack_from("!H", frame, _ETHERTYPE_OFFSET[link_type])
-            if ethertype not in _IP_ETHERTYPES:
-                continue
-        yield Packet(seconds + microseconds / 1e6, bytes(frame[skip:]))
+        yield link_type, seconds + microseconds / 1e6, frame

@@ -132,7 +132,7 @@ class Process:
     def pause(self) -> None:
         """SIGSTOP: alive, but deaf and mute. Returns when it has stopped; raises WaitError."""
         self.signal(signal.SIGSTOP)
-        wait_until(lambda: self._state() == "T", STOP_S, f"{self.name} to be suspended", self.tail)
+        wait_until(lambda: self.state == "T", STOP_S, f"{self.name} to be suspended", self.tail)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -144,7 +144,8 @@ class Process:
             self._end_is_expected = True
         self._popen.send_signal(number)
 
-    def _state(self) -> str:
+    @property
+    def state(self) -> str:
         """The kernel's letter for it: R, S, T, Z ..."""
         return Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 

@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from .host import Host
 from .tools import family_of
 
 _CHUNK_BYTES: Final = 1 << 20
+_AGAIN_S: Final = 1.0  # after which a datagram is sent again
 _UNREACHABLE: Final = re.compile(r"(network|host) is unreachable|no route to host", re.IGNORECASE)
 
 
@@ -141,19 +143,23 @@ def udp_echo(host: Host, address: str, port: int = 0) -> Iterator[int]:
 
 
 def udp_exchange(
-    host: Host, address: str, port: int, data: bytes, *, timeout: float = 2.0, mark: int | None = None
+    host: Host, address: str, port: int, data: bytes, *, timeout: float = 10.0, mark: int | None = None
 ) -> bytes | None:
-    """Send one datagram from a host and return the answer, or None after `timeout` seconds without one."""
+    """Send a datagram from a host and return the answer, or None after `timeout` seconds without one.
+
+    It is sent again now and then: on a busy machine a datagram may grow too old in a queue.
+    """
     with host.socket(family_of(address), socket.SOCK_DGRAM) as sock:
         if mark is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        sock.settimeout(timeout)
         sock.connect((address, port))
-        try:
-            sock.send(data)
-            return sock.recv(65535)
-        except TimeoutError:
-            return None
+        deadline = time.monotonic() + timeout
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            sock.settimeout(min(_AGAIN_S, remaining_s))
+            with suppress(TimeoutError):
+                sock.send(data)
+                return sock.recv(65535)
+        return None
 
 
 @contextmanager

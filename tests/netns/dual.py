@@ -22,7 +22,18 @@ from typing import Any, Final
 
 from tests.harness import Host, Lab, Process, command
 
-from .topologies import CLIENT, SERVER, UPLOADING, Config, allowed, client_config, running, server_config
+from .topologies import (
+    CLIENT,
+    SERVER,
+    UPLOADING,
+    Config,
+    addresses,
+    allowed,
+    client_config,
+    mark_rules,
+    running,
+    server_config,
+)
 
 SERVER_6: Final = "2001:db8:2::1"
 CLIENT_6: Final = "2001:db8:2::2"
@@ -35,7 +46,7 @@ LAPTOP: Final = ("10.10.0.2", "fd00:10::2")
 BRANCH: Final = ("10.10.0.3", "fd00:10::3")
 THIRD: Final = ("10.60.0.10", "fd00:60::10")
 
-PLANES: Final[dict[str, dict[str, str]]] = {"plane": {}, "python": {"TAPOTUN_PLANE": "off"}}
+PLANES: Final = {"plane": {"TAPOTUN_PLANE": "auto"}, "python": {"TAPOTUN_PLANE": "off"}}
 """The environments of daemons whose packets the plane moves, and of those where Python does."""
 
 
@@ -137,9 +148,8 @@ def _index(host: Host) -> int:
 
 
 def addresses_6(host: Host, interface: str = "tun0") -> list[str]:
-    """The IPv6 addresses of an interface, link-local ones among them; none if it is not there."""
-    links = [link for link in host.ip("-6 address show") if link["ifname"] == interface]
-    return [f"{address['local']}/{address['prefixlen']}" for link in links for address in link["addr_info"]]
+    """As `topologies.addresses`, of IPv6."""
+    return addresses(host, interface, 6)
 
 
 def routes_6(host: Host, interface: str = "tun0", table: str = "main") -> set[tuple[str, str]]:
@@ -153,5 +163,4 @@ def routes_6(host: Host, interface: str = "tun0", table: str = "main") -> set[tu
 
 def rules_6(host: Host) -> list[tuple[int, str, str]]:
     """As `topologies.mark_rules`, of IPv6."""
-    rules = host.ip("-6 -N rule show")
-    return [(int(rule["fwmark"], 16), rule["table"], rule.get("protocol", "")) for rule in rules if "fwmark" in rule]
+    return mark_rules(host, 6)

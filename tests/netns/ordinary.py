@@ -37,7 +37,8 @@ def open_to_everybody(host: Host) -> None:
 
 
 def add_user(host: Host, name: str, uid: int) -> None:
-    """An account on this host alone, with a group of the same name and number."""
+    """An account on this host alone, with a group of the same name and number. It takes the place of one of that name
+    that this machine has, such as that of an installed package."""
     for file, line in (
         ("passwd", f"{name}:x:{uid}:{uid}::/nonexistent:/usr/sbin/nologin\n"),
         ("group", f"{name}:x:{uid}:\n"),
@@ -47,5 +48,5 @@ def add_user(host: Host, name: str, uid: int) -> None:
             ours.write_text(Path("/etc", file).read_text(encoding="utf-8"), encoding="utf-8")
             ours.chmod(0o644)
             host.run(["mount", "--bind", ours, Path("/etc", file)])
-        with ours.open("a", encoding="utf-8") as accounts:
-            accounts.write(line)
+        others = [it for it in ours.read_text(encoding="utf-8").splitlines(True) if not it.startswith(f"{name}:")]
+        ours.write_text("".join([*others, line]), encoding="utf-8")  # in place: it is mounted

@@ -43,9 +43,9 @@ class Station:
     daemon: Process
     window: Browser
 
-    def write(self, *entries: Config) -> None:
-        """Have the server's config hold these interfaces, and the admin listener."""
-        write_config(self.file, *entries)
+    def write(self, *entries: Config, **root_fields: Any) -> None:
+        """Have the server's config hold these interfaces, the admin listener, and these fields of the root."""
+        write_config(self.file, *entries, **root_fields)
 
     def start(self) -> None:
         """Start the server again."""
@@ -106,10 +106,10 @@ def peer_of(status: Config, number: int = 0) -> Config:
     return found
 
 
-def write_config(file: Path, *entries: Config) -> None:
+def write_config(file: Path, *entries: Config, **root_fields: Any) -> None:
     """Those interfaces and the admin listener, in a file that only we can read."""
     admin = {"listen": ADMIN, "token": _hash("admin"), "read_token": _hash("reader")}
-    root = {"interfaces": entries, "admin": admin}
+    root = {"interfaces": entries, "admin": admin, **root_fields}
     file.touch(mode=0o600)
     file.write_text(json.dumps(root, indent=2), encoding="utf-8")
 

@@ -142,6 +142,7 @@ def test_every_load_of_a_cell_is_measured(program: Path, proxy: bool) -> None:
             assert run.used == 1
             assert run.beside is None
         else:
-            assert run.beside is None or 0 < run.beside.count < run.every.count
+            # The kernel's hash says which requests share the load's pair: none of them at times, or all.
+            assert run.beside is None or 0 < run.beside.count <= run.every.count
     assert found.road["up"]["lost"] > 0
     assert found.gain(8, down=True) is not None

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+import os
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
-from tests.harness import Host, Lab, command
+from tests.harness import Host, Lab, command, wait_until
 
-from .topologies import allowed, cable, server_config
+from ..twins import FAMILIES, twin
+from .dual import advertising, forwards
+from .topologies import TUNNEL_CLIENT, TUNNEL_SERVER, allowed, cable, server_config
 
 pytestmark = pytest.mark.netns
 
 BEHIND: Final = "10.60.0.0/24"
+FORWARDING: Final = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+PATIENCE_S: Final = 30.0
 
 
 def findings(host: Host, *prefix: str, file: str | None = None) -> tuple[int, dict[str, list[tuple[str, str]]]]:
@@ -26,29 +32,144 @@ def findings(host: Host, *prefix: str, file: str | None = None) -> tuple[int, di
     return answer.returncode, found
 
 
-def test_each_is_found_and_its_remedy_helps(lab: Lab) -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+def test_each_is_found_and_its_remedy_helps(lab: Lab, version: int) -> None:
+    """The reverse path filter is of IPv4 only."""
     server, _ = cable(lab)
-    file = server.tmp / "hub.json"
-    file.touch(mode=0o600)
-    config = server_config(allowed("a", routes=[BEHIND], sources=["172.20.0.1"]))
-    file.write_text(json.dumps([config]), encoding="utf-8")
-    for name, value in (("ip_forward", 0), ("conf.all.rp_filter", 1), ("conf.default.rp_filter", 1)):
-        server.sysctl(f"net.ipv4.{name}", value)
-    server.ip("route add 10.10.0.0/24 dev eth0")
+    file = hub(server, version, sources=[twin("172.20.0.1", version)])
+    broken = {4: {"forwarding", "rp_filter", "routes"}, 6: {"forwarding", "routes"}}[version]
+    for name, value in (
+        (FORWARDING[version], 0),
+        ("net.ipv4.conf.all.rp_filter", 1),
+        ("net.ipv4.conf.default.rp_filter", 1),
+    ):
+        server.sysctl(name, value)
+    in_the_way = twin("10.10.0.0/24", version)
+    server.ip(f"route add {in_the_way} dev eth0")
     code, found = findings(server, file=str(file))
     assert code == 1
-    assert {check for check, it in found.items() if it[0][0] == "failure"} == {"forwarding", "rp_filter", "routes"}
-    assert "10.10.0.0/24 on eth0" in found["routes"][0][1]
+    assert {check for check, it in found.items() if it[0][0] == "failure"} == broken
+    assert f"{in_the_way} on eth0" in found["routes"][0][1]
     # What it says to do.
-    for check in ("forwarding", "rp_filter"):
+    for check in broken - {"routes"}:
         for order in found[check][0][1].split("; "):
             words = order.partition(",")[0].split()
             if words[:2] == ["sysctl", "-w"]:
                 name, _, number = words[2].partition("=")
                 server.sysctl(name, int(number))
-    server.ip("route del 10.10.0.0/24 dev eth0")
+    server.ip(f"route del {in_the_way} dev eth0")
     code, found = findings(server, file=str(file))
     assert (code, [check for check, it in found.items() if it[0][0] == "failure"]) == (0, [])
+
+
+def hub(server: Host, version: int, **fields: Any) -> Path:
+    """The config of a server with a network behind its client, all of this family."""
+    file = server.tmp / "hub.json"
+    file.touch(mode=0o600)
+    client = allowed("a", twin(TUNNEL_CLIENT, version), routes=[twin(BEHIND, version)], **fields)
+    config = server_config(client, net=twin(f"{TUNNEL_SERVER}/24", version))
+    file.write_text(json.dumps([config]), encoding="utf-8")
+    return file
+
+
+def test_a_router_that_ignores_its_own_router(lab: Lab) -> None:
+    """As most machines get it wrong: forwarding was switched on, the default route went at once, the address stays."""
+    router, server = lab.host("router"), lab.host("server")
+    lab.link(router, "fd00:60::1/64", server, [])
+    forwards(router)
+    server.sysctl("net.ipv6.conf.eth0.accept_ra", 1)
+
+    def has_default_route() -> bool:
+        return bool(server.ip("-6 route show default"))
+
+    def about_accept_ra() -> list[tuple[str, str]]:
+        return [it for it in findings(server)[1].get("forwarding", []) if "accept_ra" in it[1]]
+
+    with advertising(router, "eth0", "fd00:60::/64") as radvd:
+        wait_until(lambda: has_default_route() and has_slaac(server), PATIENCE_S, "an address", radvd.tail)
+        server.sysctl("net.ipv6.conf.all.forwarding", 1)
+        wait_until(lambda: not has_default_route(), PATIENCE_S, "the default route to go")
+        [(severity, text)] = about_accept_ra()
+        assert severity == "warning"
+        name, _, number = text.partition("sysctl -w ")[2].partition("=")
+        server.sysctl(name, int(number))
+        wait_until(has_default_route, PATIENCE_S, "the default route", radvd.tail)
+        assert about_accept_ra() == []
+
+
+def test_the_bridge_of_a_tap_interface(lab: Lab) -> None:
+    """From no bridge to one that all is well with, by the printed remedies."""
+    server, _ = cable(lab)
+    file = server.tmp / "tap.json"
+    file.touch(mode=0o600)
+    entry = {
+        "name": "tap0",
+        "port": 8080,
+        "device": "tap",
+        "bridge": "br0",
+        "clients": [{"token": "0" * 40, "macs": ["02:00:5e:10:00:01"]}],
+    }
+
+    def about_bridges(bridge: object = "br0") -> list[tuple[str, str]]:
+        file.write_text(json.dumps([{**entry, "bridge": bridge}]), encoding="utf-8")
+        found = findings(server, file=str(file))[1].get("bridge", [])
+        return [it for it in found if "br_netfilter" not in it[1]]
+
+    [(severity, text)] = about_bridges()
+    assert (severity, "which does not exist" in text) == ("failure", True)
+    assert about_bridges({"name": "br0", "create": True}) == []
+    server.ip(text.partition("; ip ")[2].partition(",")[0])  # the command that it says
+    assert about_bridges() == []
+    [(severity, text)] = about_bridges({"name": "br0", "create": True})
+    assert (severity, "another program made" in text) == ("failure", True)
+    for group, alias, count in (("0", "tapotun tap0", 1), ("116", "tapotun", 1), ("116", "tapotun tap0", 0)):
+        server.run(["ip", "link", "set", "br0", "group", group, "alias", alias])
+        assert len(about_bridges({"name": "br0", "create": True})) == count
+    [(severity, text)] = about_bridges("eth0")
+    assert (severity, "port of eth0, which is no bridge" in text) == ("failure", True)
+    server.ip("link add port0 mtu 9000 type veth peer name other0")
+    server.ip("link set port0 master br0")
+    [(severity, text)] = about_bridges()
+    assert (severity, "tap0 has 1500, port0 9000" in text) == ("warning", True)
+    server.ip("link set port0 mtu 1500")
+    assert about_bridges() == []
+    server.ip("link set br0 down")
+    [(severity, text)] = about_bridges()
+    assert (severity, "bridge br0 is down" in text) == ("warning", True)
+    server.ip(text.partition("; ip ")[2])
+    assert about_bridges() == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/sys/net/bridge"), reason="br_netfilter is not loaded")
+@pytest.mark.parametrize("version", FAMILIES)
+def test_a_firewall_that_drops_what_a_bridge_forwards(lab: Lab, version: int) -> None:
+    """As Docker sets it on a machine with br_netfilter."""
+    program = {4: "iptables", 6: "ip6tables"}[version]
+    server, _ = cable(lab)
+    server.ip("link add br0 up type bridge")
+    for each in ("iptables", "ip6tables"):
+        server.sysctl(f"net.bridge.bridge-nf-call-{each}", int(each == program))
+    file = server.tmp / "tap.json"
+    file.touch(mode=0o600)
+    tap = {"name": "tap0", "port": 8080, "device": "tap", "bridge": "br0", "clients": [{"token": "0" * 40}]}
+    file.write_text(json.dumps([tap]), encoding="utf-8")
+
+    def about_bridges() -> list[tuple[str, str]]:
+        return findings(server, file=str(file))[1].get("bridge", [])
+
+    assert [severity for severity, _ in about_bridges()] == ["note"]
+    server.run([f"{program}-nft", "-P", "FORWARD", "DROP"])
+    [(severity, text)] = about_bridges()
+    assert severity == "warning"
+    server.run(text.split("`")[1].replace(program, f"{program}-nft").split())
+    assert [severity for severity, _ in about_bridges()] == ["note"]
+    server.sysctl(f"net.bridge.bridge-nf-call-{program}", 0)
+    assert about_bridges() == []
+
+
+def has_slaac(host: Host) -> bool:
+    """Whether eth0 has an address that it made from an advertised prefix."""
+    return any(each.get("dynamic") for each in host.ip("-6 address show dev eth0")[0]["addr_info"])
 
 
 def test_rights_and_the_driver(lab: Lab) -> None:
@@ -65,32 +186,36 @@ def test_rights_and_the_driver(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    "firewall",
+    ("version", "firewall"),
     [
-        [
-            "nft add table ip filter",
-            "nft add chain ip filter FORWARD {type filter hook forward priority 0;policy drop;}",
-        ],
-        ["iptables-nft -P FORWARD DROP"],
-        ["iptables-legacy -P FORWARD DROP"],
+        (
+            4,
+            [
+                "nft add table ip filter",
+                "nft add chain ip filter FORWARD {type filter hook forward priority 0;policy drop;}",
+            ],
+        ),
+        (4, ["iptables-nft -P FORWARD DROP"]),
+        (4, ["iptables-legacy -P FORWARD DROP"]),
+        (6, ["ip6tables-nft -P FORWARD DROP"]),
+        (6, ["ip6tables-legacy -P FORWARD DROP"]),
     ],
 )
-def test_a_firewall_that_drops_what_is_forwarded(lab: Lab, firewall: list[str]) -> None:
+def test_a_firewall_that_drops_what_is_forwarded(lab: Lab, version: int, firewall: list[str]) -> None:
     """As Docker sets it. The remedy is tried as it is printed."""
     server, _ = cable(lab)
-    file = server.tmp / "hub.json"
-    file.touch(mode=0o600)
-    file.write_text(json.dumps([server_config(allowed("a", routes=[BEHIND]))]), encoding="utf-8")
-    server.sysctl("net.ipv4.ip_forward", 1)
+    file = hub(server, version)
+    server.sysctl(FORWARDING[version], 1)
     assert "firewall" not in findings(server, file=str(file))[1]
     for order in firewall:
         server.run(["sh", "-c", order.replace("{", "'{").replace("}", "}'")])
     [(severity, text)] = findings(server, file=str(file))[1]["firewall"]
     assert severity == "warning"
     assert "FORWARD" in text
-    kind = "iptables-legacy" if "legacy" in firewall[0] else "iptables-nft"
+    program = {4: "iptables", 6: "ip6tables"}[version]
+    kind = "legacy" if "legacy" in firewall[0] else "nft"
     orders = text.split("`")[1::2]
-    assert len(orders) == 2
+    assert [order.split()[0] for order in orders] == [program] * 2
     for order in orders:
-        server.run(order.replace("iptables", kind).split())
+        server.run(order.replace(program, f"{program}-{kind}").split())
     assert findings(server, file=str(file))[1]["firewall"][0][0] == "note"

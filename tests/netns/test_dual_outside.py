@@ -138,17 +138,59 @@ def test_a_base_server(lab: Lab) -> None:
 
 
 def test_a_client_whose_tunnel_takes_all_of_ipv4_says_so_once(lab: Lab) -> None:
-    """Nothing of IPv6 goes into the tunnel then. With IPv6 switched off, there is nothing to say of that."""
+    """Not all of IPv6 goes into the tunnel then. With IPv6 switched off, there is nothing to say of that."""
     server, client = dual_cable(lab)
-    outside = "IPv6 traffic of this machine goes outside"
+    outside = "other IPv6 packets with that mark go outside of it"
     with running(server, dual_config(dual_client(ip=LAPTOP[:1])) | {"net": NETS[0]}, "--log-level", "debug") as hub:
         with running(client, client_config(mark=MARK, rotate_s=[0.5, 1]), until=UPLOADING) as daemon:
             wait_until(lambda: hub.log.count("ended cleanly") >= 3, PATIENCE_S, "rotations", hub.tail)
             (line,) = [line for line in daemon.log.splitlines() if outside in line]
             assert " WARNING " in line
+            assert "of packets with mark 100 all of IPv4 goes into the tunnel" in line
         client.sysctl("net.ipv6.conf.all.disable_ipv6", 1)
         with running(client, client_config(mark=MARK), until=UPLOADING) as daemon:
             assert outside not in daemon.log
+
+
+@pytest.mark.parametrize("has_default_route", [True, False])
+def test_a_client_whose_tunnel_takes_all_of_ipv6_says_so_once(lab: Lab, has_default_route: bool) -> None:
+    """Not all of IPv4 goes into the tunnel then. Without a default route of IPv4, there is nothing to say of that."""
+    server, client = dual_cable(lab)
+    if has_default_route:
+        client.ip(f"route add default via {SERVER}")
+    with (
+        running(server, ONLY_6, "--log-level", "debug") as hub,
+        running(client, client_config(mark=MARK, rotate_s=[0.5, 1]), until=UPLOADING) as daemon,
+    ):
+        wait_until(lambda: hub.log.count("ended cleanly") >= 3, PATIENCE_S, "rotations", hub.tail)
+        lines = [line for line in daemon.log.splitlines() if "other IPv4 packets with that mark go outside" in line]
+        assert [" WARNING " in line for line in lines] == [True] * has_default_route, daemon.tail()
+
+
+def test_a_mark_of_both_families_and_a_push_of_all_of_ipv4(lab: Lab) -> None:
+    """Packets with the mark do not leak. Those without it do: their IPv6 goes outside."""
+    server, client = dual_cable(lab)
+    with (
+        running(server, dual_config(push_routes=["0.0.0.0/1", "128.0.0.0/1"])),
+        running(client, client_config(mark=MARK), until=UPLOADING) as daemon,
+    ):
+        assert daemon.log.count("IPv6 traffic of this machine goes outside") == 1, daemon.tail()
+
+
+@pytest.mark.parametrize("has_default_route", [True, False])
+def test_a_push_of_all_of_ipv6_and_half_of_ipv4(lab: Lab, has_default_route: bool) -> None:
+    """The tunnel's own route is none by which IPv4 packets go outside, also when it is there already."""
+    server, client = dual_cable(lab)
+    if has_default_route:
+        client.ip(f"route add default via {SERVER}")
+    push = ["::/1", "8000::/1", "128.0.0.0/1"]
+    with (
+        running(server, dual_config(push_routes=push), "--log-level", "debug") as hub,
+        running(client, client_config(rotate_s=[0.5, 1]), until=UPLOADING) as daemon,
+    ):
+        wait_until(lambda: hub.log.count("ended cleanly") >= 3, PATIENCE_S, "rotations", hub.tail)
+        lines = [line for line in daemon.log.splitlines() if "IPv4 traffic of this machine goes outside" in line]
+        assert [" WARNING " in line for line in lines] == [True] * has_default_route, daemon.tail()
 
 
 # A client without IPv6

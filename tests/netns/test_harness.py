@@ -319,8 +319,23 @@ def test_capture(pair: tuple[Host, Host]) -> None:
     assert requests[0].protocol == 1
     assert requests[0].dont_fragment
     assert not requests[0].is_fragment
-    assert packets.count() == 4
+    assert packets.count() == 4  # the last answer, too
     assert str(packets.packets[-1]) == f"{B} -> {A} protocol 1, 128 bytes"
+
+
+def test_a_capture_that_is_late_has_everything_at_its_end(pair: tuple[Host, Host]) -> None:
+    """On a busy machine tcpdump may get no processor before the body ends."""
+    a, b = pair
+    with capture(b, "eth0", "icmp") as packets:
+        tcpdump = b.processes[-1]
+        tcpdump.pause()
+        assert ping(a, B, count=5).received == 5
+        tcpdump.resume()
+        assert packets.count() == 10
+        tcpdump.pause()
+        assert ping(a, B, count=5).received == 5
+        tcpdump.resume()
+    assert packets.count() == 20
 
 
 def test_capture_of_any_interface_and_either_family(pair: tuple[Host, Host]) -> None:
@@ -332,6 +347,20 @@ def test_capture_of_any_interface_and_either_family(pair: tuple[Host, Host]) -> 
         pass
     with pytest.raises(WaitError, match="0 packets were captured"), capture(b, "lo") as packets:
         packets.wait_for(1, timeout=0.05)
+
+
+def test_frames_are_captured_whole_with_their_tags(pair: tuple[Host, Host]) -> None:
+    """The kernel takes a tag out of a frame that it receives; a capture has it where it was."""
+    a, b = pair
+    frame = b"\xff" * 6 + bytes.fromhex("025e00000001") + b"\x81\0\0\7" + b"\x88\xb5" + bytes(46)
+    with capture(b, "eth0") as seen:
+        with a.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("eth0", 0))
+            sock.send(frame)
+        assert seen.wait_for_frames(lambda found: found[6:12] == frame[6:12]) == [frame]
+        with pytest.raises(WaitError, match=r"(?s)1 frames in .*  64 bytes: ffffffffffff025e"):
+            seen.wait_for_frames(lambda found: found == b"", timeout=0.1)
+    assert not [packet for packet in seen.packets if packet.version not in (4, 6)]
 
 
 def test_super_packets_are_captured_whole(pair: tuple[Host, Host]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,10 @@ import trio
 
 from tapotun_trio.host.firewall import dropping_forward_chains
 from tapotun_trio.host.interfaces import InterfaceChange
-from tapotun_trio.host.ipv6 import has_ipv6
-from tapotun_trio.host.items import Item, ItemsRefused
+from tapotun_trio.host.ipv6 import has_ipv6, ipv6_remedy
+from tapotun_trio.host.items import HostRoute, Item, ItemsRefused
+from tapotun_trio.host.netlink import codec
+from tapotun_trio.host.netlink.codec import KernelRoute
 from tapotun_trio.host.netlink.monitor import open_interface
 from tapotun_trio.host.netlink.network import Netlink, open_netlink
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, TunDevice, open_tun
@@ -209,6 +212,125 @@ async def test_marked_packets_take_the_tunnel_with_its_source_and_others_do_not(
             assert packet[8:40] == IPV6.host("10.10.0.2").packed + IPV6.host("198.51.100.1").packed
 
 
+# Routes for packets from one network only
+
+
+@in_fresh_namespace
+async def test_routes_of_others_for_some_packets_are_no_obstacle_and_stay() -> None:
+    """To the same network, with our metric, in the same table."""
+    ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+    for name in ("eth0", "far0"):
+        ip("link", "set", name, "up")
+    IPV6.ip("addr", "add", "192.0.2.7/24", "dev", "eth0", "nodad")
+    wanted = items(IPV6)
+    theirs = ["10.60.0.0/24", "from", "192.0.2.0/24", "dev", "eth0", "metric", str(IPV6.main_metric)]
+
+    def standing() -> int:
+        return len([route for route in IPV6.ip("route", "show", "table", "main") if "from" in route])
+
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            for first in (True, False):  # theirs stands first, or ours
+                if first:
+                    IPV6.ip("route", "add", *theirs)
+                await network.add("tun0", wanted)
+                if not first:
+                    IPV6.ip("route", "add", *theirs)
+                assert await network.missing("tun0", wanted) == []
+                await network.add("tun0", wanted)
+                assert (standing(), len(IPV6.routes())) == (1, 1)
+                IPV6.ip("route", "del", "10.60.0.0/24", "dev", "tun0")
+                assert await network.missing("tun0", wanted) == [IPV6.route("10.60.0.0/24")]  # theirs is not ours
+                await network.remove("tun0", wanted[::-1])
+                assert (standing(), IPV6.routes()) == (1, [])
+                IPV6.ip("route", "del", *theirs)
+
+
+@in_fresh_namespace
+async def test_the_way_where_every_default_route_is_for_packets_from_one_network() -> None:
+    """As with two providers, and on OpenWrt. A push of everything must not lead the transport into the tunnel."""
+    for number, name in enumerate(("eth0", "eth1")):
+        ip("link", "add", name, "type", "veth", "peer", "name", f"far{number}")
+        for end in (name, f"far{number}"):
+            ip("link", "set", end, "up")
+        IPV6.ip("addr", "add", f"192.0.{number}.7/24", "dev", name, "nodad")
+        metric = str(20 - number)
+        IPV6.ip("route", "add", "default", "from", f"192.0.{number}.0/24", "via", f"192.0.{number}.1", "metric", metric)
+    server = IPV6.host("203.0.113.10")
+    pushes: list[list[Item]] = [[], [IPV6.route("0.0.0.0/0")], [IPV6.route("203.0.113.0/24")]]
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.link_up("tun0", 1400)
+            await network.add("tun0", [IPV6.address("10.10.0.2/24")])
+            for pushed in pushes:
+                await network.add("tun0", pushed)
+                hop = await network.next_hop("tun0", server, None)
+                assert hop is not None
+                assert (hop.device, hop.gateway, hop.source) == ("eth1", IPV6.host("192.0.1.1"), IPV6.host("192.0.1.7"))
+                assert hop.usable
+                assert not hop.above_main
+                assert (hop.captured_by is not None) == bool(pushed)
+                past = HostRoute(server, hop.index, hop.gateway, hop.source, hop.metrics, device=hop.device)
+                await network.add("tun0", [past])
+                assert not await network.leads_into("tun0", server, None)
+                assert await network.next_hop("tun0", server, None, [past]) == hop
+                [found] = IPV6.ip("route", "get", "203.0.113.10")
+                assert (found["dev"], found["prefsrc"]) == ("eth1", IPV6("192.0.1.7"))
+                await network.remove("tun0", [past, *pushed])
+            # Without an address in its network a route is for nobody here, and the other provider's remains.
+            IPV6.ip("addr", "del", "192.0.1.7/24", "dev", "eth1")
+            hop = await network.next_hop("tun0", server, None)
+            assert hop is not None
+            assert hop.device == "eth0"
+            IPV6.ip("addr", "del", "192.0.0.7/24", "dev", "eth0")
+            assert await network.next_hop("tun0", server, None) is None
+
+
+@in_fresh_namespace
+async def test_a_router_with_thousands_of_routes_is_asked_for_those_of_one_origin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None of the others is decoded, and other tasks run: with every route of the Internet that would take seconds."""
+    ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+    for end in ("eth0", "far0"):
+        ip("link", "set", end, "up")
+    IPV6.ip("addr", "add", "192.0.0.7/24", "dev", "eth0", "nodad")
+    count = 4000
+    run_batch(f"route add 2001:db9:{number:x}::/48 dev eth0" for number in range(count))
+    IPV6.ip("route", "add", "default", "from", "192.0.0.0/24", "via", "192.0.0.1")
+    decoded: list[KernelRoute] = []
+    read_route = codec.read_route
+
+    def read(message: memoryview) -> KernelRoute:
+        decoded.append(read_route(message))
+        return decoded[-1]
+
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    with open_tun("tun0"):
+        async with open_netlink() as network, trio.open_nursery() as nursery:
+            await network.link_up("tun0", 1400)
+            monkeypatch.setattr(codec, "read_route", read)
+            nursery.start_soon(others)
+            hop = await network.next_hop("tun0", IPV6.host("203.0.113.10"), None)
+            nursery.cancel_scope.cancel()
+    assert hop is not None
+    assert (hop.device, hop.gateway, hop.source) == ("eth0", IPV6.host("192.0.0.1"), IPV6.host("192.0.0.7"))
+    assert turns > count / 500
+    assert len(decoded) < 10
+
+
+def run_batch(commands: Iterable[str]) -> None:
+    subprocess.run(["ip", "-6", "-batch", "-"], input="\n".join(commands), text=True, check=True, timeout=60)
+
+
 # Machines without IPv6
 
 
@@ -217,18 +339,33 @@ def switch_off(*names: str) -> None:
         sysctl(OFF.format(name), 1)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "where"),
+    [
+        (["all"], [], "on this machine"),
+        (["default"], [], "for new interfaces"),
+        ([], ["tun0"], "on this interface"),
+        ([], ["all"], "on this machine"),
+    ],
+)
 @in_fresh_namespace
-async def test_ipv4_works_where_ipv6_is_switched_off_and_ipv6_says_what_to_do() -> None:
-    switch_off("all", "default")
+async def test_ipv4_works_where_ipv6_is_switched_off_and_ipv6_says_what_to_do(
+    before: list[str], after: list[str], where: str
+) -> None:
+    """``before``, ``after``: where it is switched off before and after the interface is made. What it says works for
+    this interface, and for one that is made afterwards."""
+    switch_off(*before)
     with open_tun("tun0"):
+        switch_off(*after)
         async with open_netlink() as network:
             await network.link_up("tun0", 1500)
             with pytest.raises(ItemsRefused) as info:
                 await network.add("tun0", items(IPV4, IPV6))
             assert set(info.value.refused) == set(items(IPV6))
-            remedy = "IPv6 is switched off on this interface: `sysctl -w net.ipv6.conf.tun0.disable_ipv6=0`"
-            assert remedy in info.value.refused[IPV6.address("10.50.0.1/24")]
-            assert remedy in info.value.refused[IPV6.route("10.60.0.0/24")]
+            remedy = re.search(f"IPv6 is switched off {where}: `(.*)`, or", str(info.value))
+            assert remedy, info.value
+            for refused in (IPV6.address("10.50.0.1/24"), IPV6.route("10.60.0.0/24")):
+                assert remedy[0] in info.value.refused[refused]
             assert "not tried" in info.value.refused[IPV6.rule(100, 100)]
             assert await network.missing("tun0", items(IPV4)) == []
             assert await network.missing("tun0", items(IPV6)) == items(IPV6)
@@ -236,10 +373,31 @@ async def test_ipv4_works_where_ipv6_is_switched_off_and_ipv6_says_what_to_do() 
             await network.remove("tun0", items(IPV4, IPV6)[::-1])
             assert await network.attached("tun0", [IPV6.network("10.0.0.0/8")]) == []
             assert await network.next_hop("tun0", IPV6.host("203.0.113.1"), None) is None
-            sysctl(OFF.format("tun0"), 0)
+            run_remedy(remedy[1])
             await network.add("tun0", items(IPV4, IPV6))
             assert await network.missing("tun0", items(IPV4, IPV6)) == []
             await remove_all(network)
+
+
+@pytest.mark.parametrize("scope", ["all", "default"])
+@in_fresh_namespace
+async def test_what_to_do_where_ipv6_is_switched_off_works_after_a_start_that_failed(scope: str) -> None:
+    switch_off(scope)
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            with pytest.raises(ItemsRefused) as info:
+                await network.add("tun0", [IPV6.address("10.50.0.1/24")])
+    remedy = re.search("`(.*)`", str(info.value))
+    assert remedy
+    run_remedy(remedy[1])
+    with open_tun("tun0"):
+        async with open_netlink() as network:
+            await network.add("tun0", [IPV6.address("10.50.0.1/24")])
+
+
+def run_remedy(command: str) -> None:
+    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=10)
+    assert done.returncode == 0, done.stderr
 
 
 async def remove_all(network: Netlink) -> None:
@@ -265,6 +423,9 @@ async def test_has_ipv6(off: list[str], existing: bool, expected: bool) -> None:
         with open_tun("tun0"):
             switch_off(*off)
             assert has_ipv6("tun0") == expected
+            if not expected:
+                run_remedy(ipv6_remedy("tun0"))
+                assert has_ipv6("tun0")
     else:
         switch_off(*off)
         assert has_ipv6("tun0") == expected
@@ -292,6 +453,8 @@ def test_has_ipv6_where_the_settings_are_missing(
         (tmp_path / path).mkdir(parents=True)
     monkeypatch.setattr("tapotun_trio.host.ipv6._SETTINGS", tmp_path)
     assert has_ipv6("tun0") == expected
+    if not expected:
+        assert ipv6_remedy("tun0") == "start the kernel without ipv6.disable=1"
 
 
 # Firewalls

@@ -209,10 +209,13 @@ async def test_a_route_of_somebody_else_is_never_touched(family: Family) -> None
             metric = ("metric", "1") if family.version == 6 else ()
             family.ip("route", "add", "10.61.0.0/24", "dev", "eth0", "proto", "static", *metric)
             family.ip("route", "add", "blackhole", "10.62.0.0/24", *metric)
+            family.ip("route", "add", "0.0.0.0/0", "dev", "eth0", *metric)
+            halves = {4: "0.0.0.0/1 and 128.0.0.0/1", 6: "::/1 and 8000::/1"}[family.version]
             before = state()
             for theirs, words in (
-                ("10.61.0.0/24", "protocol static through eth0"),
+                ("10.61.0.0/24", "protocol static through eth0 conflicts with it: remove it, or take"),
                 ("10.62.0.0/24", "protocol boot"),
+                ("0.0.0.0/0", f"through eth0 conflicts with it: route {halves} instead"),
             ):
                 wanted = [family.route("10.60.0.0/24"), family.route(theirs), family.route("10.63.0.0/24")]
                 with pytest.raises(HostError, match=words) as info:

@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from tapotun_trio.http.server import HEAD_S
 from tests.harness import Host, Lab, no_leaks, ping, wait_until
 from tests.harness.recipes import NAME, RECIPES
 
@@ -32,6 +33,8 @@ pytestmark = pytest.mark.netns
 
 ROUNDS: Final = 6
 PATIENCE_S: Final = 10.0
+# A connection may wait HEAD_S for its head, and then some seconds for the client to read the answer.
+SETTLE_S: Final = 2 * HEAD_S
 PINGS: Final = 2000  # over 20 s; they are stopped when the handshakes are done
 HEAD: Final = f"GET /ip HTTP/1.1\r\nHost: {NAME}\r\nx-api-key: {token('mallory')}\r\n"
 KEY: Final = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
@@ -74,7 +77,7 @@ def test_hostile_handshakes(lab: Lab, way: str) -> None:
             tls = ssl.create_default_context(cafile=str(proxy.ca_file))
         stack.enter_context(running(client, entry, until=UPLOADING))
         assert ping(client, TUNNEL_SERVER).ok
-        stack.enter_context(no_leaks(fds_of=[daemon], settle_s=PATIENCE_S))
+        stack.enter_context(no_leaks(fds_of=[daemon], settle_s=SETTLE_S))
         argv = ["ping", "-n", "-c", str(PINGS), "-i", "0.01", "-W", "1", TUNNEL_SERVER]
         bystander = stack.enter_context(client.start(argv, name="bystander", env={"LC_ALL": "C"}))
         wait_until(lambda: "time=" in bystander.log, PATIENCE_S, "the bystander's first reply", bystander.tail)

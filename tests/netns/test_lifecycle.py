@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tapotun_trio.host.items import MAIN_METRICS
 from tapotun_trio.host.process.signals import STOPS
 from tests.harness import (
     ROOT,
@@ -28,6 +29,8 @@ from tests.harness import (
     wait_until,
 )
 
+from ..twins import FAMILIES, twin
+from .dual import SERVER_6, dual_cable
 from .topologies import (
     CLIENT,
     PROTOCOL,
@@ -63,14 +66,21 @@ OUR_RULE = [(100, "100", PROTOCOL)]
 # Routes that the server pushes
 
 
-def test_a_pushed_route_in_whose_way_another_stands(lab: Lab) -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+def test_a_pushed_route_in_whose_way_another_stands(lab: Lab, version: int) -> None:
     """It costs that route and one line. Everything else works, and the next time that the link comes up it is tried
     again."""
-    server, client = cable(lab)
-    mine, free = "10.60.0.0/24", "10.61.0.0/24"
-    client.ip(f"route add {mine} via {SERVER}")
-    with running(server, server_config(push_routes=[mine, free])), running(client, client_config()) as daemon:
-        wait_for_ping(client, TUNNEL_SERVER)
+    server, client = dual_cable(lab)
+    mine, free = twin("10.60.0.0/24", version), twin("10.61.0.0/24", version)
+    far, gateway = twin(TUNNEL_SERVER, version), SERVER if version == 4 else SERVER_6
+    client.ip(f"route add {mine} via {gateway} metric {MAIN_METRICS[version]}")
+    config = server_config(
+        allowed("laptop", twin(TUNNEL_CLIENT, version)),
+        net=f"{far}/{24 if version == 4 else 120}",
+        push_routes=[mine, free],
+    )
+    with running(server, config), running(client, client_config()) as daemon:
+        wait_for_ping(client, far)
         wait_until(lambda: "continuing without what the server" in daemon.log, 5, "the word about it", daemon.tail)
         [line] = [line for line in daemon.log.splitlines() if "continuing without" in line]
         assert mine in line
@@ -82,20 +92,20 @@ def test_a_pushed_route_in_whose_way_another_stands(lab: Lab) -> None:
         assert "another route of protocol" in server_status["refused_routes"][mine]
         daemon.wait_for_log("ready: tun0")
         assert daemon.log.index("started: tun0") < daemon.log.index("upload to") < daemon.log.index("ready: tun0")
-        assert devices(client) == {mine: [client.ip(f"route get {SERVER}")[0]["dev"]], free: ["tun0"]}
-        client.ip(f"route del {mine} via {SERVER}")
+        assert devices(client, version) == {mine: ["eth0"], free: ["tun0"]}
+        client.ip(f"route del {mine} via {gateway}")
         client.ip("link set tun0 down")
         client.ip("link set tun0 up")
-        wait_until(lambda: devices(client) == {mine: ["tun0"], free: ["tun0"]}, 10, "both routes", daemon.tail)
-        wait_for_ping(client, TUNNEL_SERVER)
+        wait_until(lambda: devices(client, version) == {mine: ["tun0"], free: ["tun0"]}, 10, "both routes", daemon.tail)
+        wait_for_ping(client, far)
         assert daemon.log.count("continuing without") == 1
-    assert devices(client) == {}
+    assert devices(client, version) == {}
 
 
-def devices(host: Host) -> dict[str, list[str]]:
-    """Of the routes to networks in 10.60.0.0/15: where they lead."""
+def devices(host: Host, version: int) -> dict[str, list[str]]:
+    """Of the routes to networks in 10.60.0.0/15, or its twin: where they lead."""
     found: dict[str, list[str]] = {}
-    for route in host.ip("-4 route show root 10.60.0.0/15"):
+    for route in host.ip(f"-{version} route show root {twin('10.60.0.0/15', version)}"):
         found.setdefault(route["dst"], []).append(route["dev"])
     return found
 
@@ -269,34 +279,44 @@ def test_a_killed_client_comes_back(lab: Lab) -> None:
                 killed.kill()
 
 
-def test_a_restarted_server_is_found_again(lab: Lab) -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+def test_a_restarted_server_is_found_again(lab: Lab, version: int) -> None:
     """However long it was away. Its end is clean the first time and none at all the second; then it comes back with
-    another MTU, address and prefix for the client, which changes the client's interface but does not replace it."""
+    another MTU, address and prefix for the client, which changes the client's interface but does not replace it.
+    ``version``: of what is inside the tunnel."""
     server, client = cable(lab)
+    hub, laptop = twin(TUNNEL_SERVER, version), twin(TUNNEL_CLIENT, version)
+    net, wider = twin(f"{TUNNEL_SERVER}/24", version), twin(f"{TUNNEL_SERVER}/16", version)
+    first = server_config(allowed("laptop", laptop), net=net)
     with (
         running(client, client_config(mark=MARK), until="refused") as daemon,
         capture(client, "eth0", "tcp dst port 8080 and tcp[tcpflags] & tcp-syn != 0") as attempts,
         no_leaks(server),
     ):
-        with running(server, server_config()):
+        with running(server, first):
             daemon.wait_for_log(UPLOADING, RETRY_S)
             number = index(client, "tun0")
-            assert (addresses(client, "tun0"), mtu(client, "tun0")) == ([f"{TUNNEL_CLIENT}/24"], 1500)
-            assert ping(client, TUNNEL_SERVER).ok
+            assert (addresses(client, "tun0", version), mtu(client, "tun0")) == (
+                [twin(f"{TUNNEL_CLIENT}/24", version)],
+                1500,
+            )
+            assert ping(client, hub).ok
         attempts.wait_for(attempts.count() + 4, timeout=2 * RETRY_S)
-        with running(server, server_config()) as second:
-            wait_for_ping(client, TUNNEL_SERVER, RETRY_S)
+        with running(server, first) as second:
+            wait_for_ping(client, hub, RETRY_S)
             second.kill()
-        changed = server_config(allowed("laptop", "10.10.7.9"), net=f"{TUNNEL_SERVER}/16", mtu=1300)
+        changed = server_config(allowed("laptop", twin("10.10.7.9", version)), net=wider, mtu=1300)
         with running(server, changed):
-            wait_for_ping(client, TUNNEL_SERVER, RETRY_S)
+            wait_for_ping(client, hub, RETRY_S)
             wait_until(lambda: mtu(client, "tun0") == 1300, 5, "the new MTU", daemon.tail)
-            assert addresses(client, "tun0") == ["10.10.7.9/16"]
+            assert addresses(client, "tun0", version) == [twin("10.10.7.9/16", version)]
             assert index(client, "tun0") == number
-            assert ping(client, TUNNEL_SERVER, size=1272, dont_fragment=True).ok
-            assert ping(client, TUNNEL_SERVER, mark=100).ok
-            assert (mark_rules(client), routes(client, "100")) == (OUR_RULE, {("default", "tun0", PROTOCOL)})
-            assert {it for it in routes(client) if it[1] == "tun0"} == {("10.10.0.0/16", "tun0", "2")}
+            assert ping(client, hub, size=1272 if version == 4 else 1252, dont_fragment=True).ok
+            assert ping(client, hub, mark=100).ok
+            assert mark_rules(client, version) == OUR_RULE
+            assert routes(client, "100", version) == {("default", "tun0", PROTOCOL)}
+            own = {it for it in routes(client, version=version) if it[1] == "tun0" and it[0] != "ff00::/8"}
+            assert own == {(twin("10.10.0.0/16", version), "tun0", "2")}
 
 
 def test_an_interface_that_somebody_deletes_comes_back(lab: Lab) -> None:
@@ -432,8 +452,7 @@ def test_a_client_whose_interface_name_is_taken_does_not_start(lab: Lab) -> None
     with running(server, server_config()) as hub, tapotun(client, [client_config()]) as daemon:
         assert daemon.wait(RETRY_S) == 1
         assert (
-            "ERROR   tun0: cannot create TUN interface tun0: the name is taken, by an interface of kind veth"
-            in daemon.log
+            "ERROR   tun0: cannot create interface tun0: the name is taken, by an interface of kind veth" in daemon.log
         )
         assert "connected from" not in hub.log
         client.ip("link del tun0")

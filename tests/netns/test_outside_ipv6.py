@@ -102,8 +102,8 @@ def test_no_ipv4_at_all(lab: Lab, listen: str, host: str) -> None:
         assert f"[{CLIENT_6}]:" in session.get("/api/status").body
         doctor = client.run([*command(), "doctor", file], check=False)
         assert "failure" not in doctor.stdout, doctor.stdout
-        server.run([*command(), "disconnect", "laptop"])
         before = at_client.log_end
+        server.run([*command(), "disconnect", "laptop"])
         at_client.wait_for_log(UPLOADING, BACK_S, after=before)
         assert at_client.stop(10) == 0
         probe = client.run([*command(), "probe", "--idle-limit", "0", file], timeout=BACK_S, check=False)

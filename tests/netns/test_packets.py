@@ -1,42 +1,38 @@
-"""Every kind of IPv4 packet crosses as it is: large and small, whole and in pieces, with the right checksums."""
+"""Every kind of IPv4 packet crosses as it is: large and small, whole and in pieces, with the right checksums.
+
+In one part of the tests the native plane moves the packets, in the other Python.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import random
 import socket
-import struct
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import pytest
 
-from tests.harness import (
-    Host,
-    Lab,
-    Packet,
-    Payload,
-    capture,
-    download,
-    iperf3,
-    ping,
-    tcp_echo,
-    udp_echo,
-    upload,
-    wait_until,
-)
+from tests.harness import Host, Lab, Packet, Payload, capture, download, iperf3, ping, upload
 
+from .crossing import (
+    HEADS,
+    TCP,
+    UDP,
+    assert_port_unreachable,
+    captured_behind,
+    compute_everything,
+    converse,
+    internet_sum,
+    send_every_size,
+    send_in_fragments,
+    send_segmented,
+    transfer_both_ways,
+)
 from .topologies import TUNNEL_CLIENT, TUNNEL_SERVER, Tunnel, allowed, tunnel
 
 pytestmark = pytest.mark.netns
 
-TCP, UDP, ICMP = 6, 17, 1
-MTU: Final = 1500
-# The heads of packets are enough where there are many: the kernel's room for a capture is cut into slots of a
-# whole snapshot each.
-HEADS: Final = 100
+ICMP: Final = 1
 
 
 def _length(packet: Packet) -> int:
@@ -45,7 +41,7 @@ def _length(packet: Packet) -> int:
 
 
 @pytest.fixture
-def joined(lab: Lab) -> Iterator[Tunnel]:
+def joined(each_plane: None, lab: Lab) -> Iterator[Tunnel]:
     """A server and a client, connected."""
     with tunnel(lab) as it:
         yield it
@@ -104,53 +100,20 @@ def test_explicit_congestion_notification(joined: Tunnel) -> None:
 
 
 def test_udp_segmented_by_the_kernel(joined: Tunnel) -> None:
-    """UDP_SEGMENT: many datagrams by one call. A peer that cannot cut them gets them cut."""
-    udp_segment, size, count = 103, 1000, 40  # linux/udp.h
-    for source, sink, address in (
-        (joined.client, joined.server, TUNNEL_SERVER),
-        (joined.server, joined.client, TUNNEL_CLIENT),
-    ):
-        with source.socket(kind=socket.SOCK_DGRAM) as sender, sink.socket(kind=socket.SOCK_DGRAM) as receiver:
-            receiver.settimeout(5)
-            receiver.bind((address, 0))
-            sender.connect(receiver.getsockname())
-            sender.setsockopt(socket.SOL_UDP, udp_segment, size)
-            data = random.Random(2).randbytes(size * count)
-            sender.send(data)
-            assert b"".join(receiver.recv(65535) for _ in range(count)) == data
+    send_segmented(joined.client, joined.server, TUNNEL_SERVER)
+    send_segmented(joined.server, joined.client, TUNNEL_CLIENT)
 
 
 def test_a_conversation_in_small_pieces(joined: Tunnel) -> None:
-    with tcp_echo(joined.server, TUNNEL_SERVER) as port, joined.client.socket() as sock:
-        sock.settimeout(5)
-        sock.connect((TUNNEL_SERVER, port))
-        for number in range(500):
-            word = b"%d " % number
-            sock.sendall(word)
-            assert sock.recv(len(word), socket.MSG_WAITALL) == word
+    converse(joined.client, joined.server, TUNNEL_SERVER)
 
 
 # Sizes
 
 
 def test_udp_of_every_size(joined: Tunnel) -> None:
-    """From one byte to what fills the MTU, several under way at a time."""
-    noise = random.Random(1).randbytes(MTU)
-    with (
-        udp_echo(joined.server, TUNNEL_SERVER) as port,
-        joined.client.socket(kind=socket.SOCK_DGRAM) as sock,
-        capture(joined.server, "tun0", "udp", snap_bytes=HEADS) as packets,
-    ):
-        sock.connect((TUNNEL_SERVER, port))
-        sock.settimeout(5)
-        largest = MTU - 28
-        for first in range(1, largest + 1, 16):
-            sizes = range(first, min(first + 16, largest + 1))
-            for size in sizes:
-                sock.send(noise[:size])
-            assert sorted(sock.recv(65535) for _ in sizes) == sorted(noise[:size] for size in sizes)
-        packets.wait_for(2 * largest)
-    assert {_length(packet) for packet in packets.packets} == set(range(29, MTU + 1))
+    """From one byte on."""
+    send_every_size(joined.client, joined.server, TUNNEL_SERVER, 28, _length, smallest=1)
 
 
 @pytest.mark.parametrize("mtu", [68, 576, 1500, 9000, 65535])
@@ -179,13 +142,7 @@ def test_fragments(joined: Tunnel) -> None:
 
 
 def test_fragments_of_udp_in_any_order(joined: Tunnel) -> None:
-    with udp_echo(joined.server, TUNNEL_SERVER) as port, joined.client.socket(kind=socket.SOCK_DGRAM) as sock:
-        sock.connect((TUNNEL_SERVER, port))
-        sock.settimeout(5)
-        for size in (1473, 8000, 30_000, 65507):
-            data = random.Random(size).randbytes(size)
-            sock.send(data)
-            assert sock.recv(65535) == data
+    send_in_fragments(joined.client, joined.server, TUNNEL_SERVER, (1473, 8000, 30_000, 65507))
 
 
 def test_a_header_and_nothing_else(joined: Tunnel) -> None:
@@ -226,41 +183,22 @@ THIRD: Final = "10.60.0.10"
 
 
 @pytest.fixture
-def forwarding(lab: Lab) -> Iterator[Forwarding]:
+def forwarding(each_plane: None, lab: Lab) -> Iterator[Forwarding]:
     """The client as a router between the tunnel and another machine."""
     with tunnel(lab, clients=[allowed("laptop", routes=["10.60.0.0/24"])]) as it:
         third = lab.host("third")
         link = lab.link(it.client, "10.60.0.1/24", third, f"{THIRD}/24", mtu=9000)
         third.ip("route add default via 10.60.0.1")
         it.client.sysctl("net.ipv4.ip_forward", 1)
-        _compute_everything(it.client, link.a_interface)
-        _compute_everything(third, link.b_interface)
+        compute_everything(it.client, link.a_interface)
+        compute_everything(third, link.b_interface)
         yield Forwarding(it, third)
-
-
-def _compute_everything(host: Host, interface: str) -> None:
-    """As ``ethtool -K IF tx off tso off gso off gro off``: what leaves is finished before it leaves.
-
-    linux/ethtool.h: struct ethtool_value {u32 cmd, data}; linux/sockios.h: SIOCETHTOOL; struct ifreq has the
-    interface's name and a pointer to it.
-    """
-    set_tx_checksum, set_tso, set_gso, set_gro = 0x17, 0x1F, 0x24, 0x2C
-    with host.socket(kind=socket.SOCK_DGRAM) as sock:
-        for command in (set_tx_checksum, set_tso, set_gso, set_gro):
-            value = array("I", [command, 0])
-            request = struct.pack("16sP16x", interface.encode(), value.buffer_info()[0])
-            fcntl.ioctl(sock, 0x8946, request)
 
 
 def test_errors_come_back(forwarding: Forwarding) -> None:
     """Port, time to live, size: each ICMP error reaches who caused it, through the tunnel."""
     server, third = forwarding.tunnel.server, forwarding.third
-    with server.socket(kind=socket.SOCK_DGRAM) as sock:
-        sock.connect((THIRD, 9))
-        sock.settimeout(5)
-        sock.send(b"nobody listens")
-        with pytest.raises(ConnectionRefusedError):
-            sock.recv(1)
+    assert_port_unreachable(server, THIRD)
     one_hop = server.run(["ping", "-n", "-c", "1", "-t", "1", THIRD], check=False)
     assert f"From {TUNNEL_CLIENT} icmp_seq=1 Time to live exceeded" in one_hop.stdout
     too_large = third.run(["ping", "-n", "-c", "1", "-M", "do", "-s", "4000", TUNNEL_SERVER], check=False)
@@ -269,8 +207,7 @@ def test_errors_come_back(forwarding: Forwarding) -> None:
 
 def test_path_mtu_is_found(forwarding: Forwarding) -> None:
     """A transfer from a 9000 byte network through the 1500 byte tunnel."""
-    upload(forwarding.third, forwarding.tunnel.server, TUNNEL_SERVER, 5_000_000)
-    download(forwarding.third, forwarding.tunnel.server, TUNNEL_SERVER, 5_000_000)
+    transfer_both_ways(forwarding.third, forwarding.tunnel.server, TUNNEL_SERVER)
 
 
 # Checksums
@@ -280,38 +217,16 @@ def test_checksums_are_right_where_they_are_looked_at(forwarding: Forwarding) ->
     """What a socket here sent has crossed the tunnel with a checksum yet to be computed, and segments yet to be
     cut. Behind the last machine that knows of that, on a cable without offloads, it must all have been done."""
     server, third = forwarding.tunnel.server, forwarding.third
-    with capture(third, "eth0", f"src {TUNNEL_SERVER}", snap_bytes=2000) as packets:
-        upload(server, third, THIRD, 3_000_000)
-        with udp_echo(third, THIRD) as port, server.socket(kind=socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5)
-            for size in (0, 1, 2, 511, 1471, 1472):
-                sock.sendto(bytes(size), (THIRD, port))
-                assert len(sock.recv(65535)) == size
-        assert ping(server, THIRD, size=3000).ok
-        wait_until(
-            lambda: {TCP, UDP, ICMP} <= {packet.protocol for packet in packets.packets}, 5, "all three protocols"
-        )
-        seen = packets.packets
-    assert all(packet.length <= MTU for packet in seen)
-    assert sum(packet.protocol == TCP for packet in seen) > 3_000_000 / MTU
-    wrong = [str(packet) for packet in seen if not _is_right(packet)]
-    assert wrong == []
+    seen = captured_behind(server, TUNNEL_SERVER, third, THIRD, {TCP, UDP, ICMP}, largest=1472)
+    assert [str(packet) for packet in seen if not _is_right(packet)] == []
 
 
 def _is_right(packet: Packet) -> bool:
     """IPv4 header checksum and, unless this is a fragment, the checksum behind it (RFC 1071)."""
     header, body = packet.data[: packet.header_bytes], packet.data[packet.header_bytes :]
-    if _sum(header) != 0xFFFF:
+    if internet_sum(header) != 0xFFFF:
         return False
     if packet.is_fragment:
         return True
     pseudo = header[12:20] + bytes([0, packet.protocol]) + len(body).to_bytes(2, "big")
-    return _sum(body if packet.protocol == ICMP else pseudo + body) == 0xFFFF
-
-
-def _sum(data: bytes) -> int:
-    words = memoryview(data + bytes(len(data) % 2)).cast("H")
-    total = sum(words)
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
+    return internet_sum(body if packet.protocol == ICMP else pseudo + body) == 0xFFFF

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from typing import Any, Final
 
 import pytest
 
 from tests.harness import Lab, nginx_proxy, wait_until
 from tests.harness.browser import Browser
+from tests.harness.updates import Repository
 
 from .panels import ADMIN, ORIGIN, PATIENCE_S, Station, peer_of, station, tide
 from .topologies import TUNNEL_SERVER, allowed, server_config, token
@@ -119,7 +121,7 @@ def test_numbers_move_while_traffic_flows(lab: Lab) -> None:
         window.click(f"{row} .toggle")
         detail = window.text("tr.detail")
         status = it.status()
-        for part in ("10.10.0.2", "Waiting to be sent", "Streams that broke", peer["agent"], " packets"):
+        for part in ("10.10.0.2", "Waiting to be sent", "Streams that broke", "not carried", peer["agent"], " packets"):
             assert part in detail
         assert peer_of(status)["rx_packets"] > 0
         card = window.text("#interfaces article")
@@ -197,7 +199,44 @@ def test_reload(lab: Lab) -> None:
         window.wait_for_text("#config-when", "was refused, and the old config stays in use")
         window.wait_for_text("#config-error", "mtu")
         assert len(it.status()["interfaces"][0]["peers"]) == 2
-        it.assert_clean(network=("status of 409",))
+        # Updates are shown once the config asks for them. A checkout installs none. This daemon cannot even look:
+        # its first config asked for none, so it has given up what a check needs.
+        assert window.text("#update") == ""
+        it.server.run(["mount", "-t", "tmpfs", "tmpfs", "/var/lib"])  # what a check keeps there is this test's alone
+        repository = Repository(it.file.parent / "updates")
+        repository.add("99.0", b"a program that nobody fetches")
+        served = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(repository.directory)]
+        it.server.start([*served, "8099"], name="http.server")
+        it.server.wait_for_listener(8099)
+        update = {"url": "http://127.0.0.1:8099/", "root_file": str(repository.root_file), "mode": "apply"}
+        it.write(server_config(), update={**update, "spread": "0s"})
+        it.daemon.signal(signal.SIGHUP)
+        window.wait_for_text("#update-text", "Updates are only reported: this program is installed as checkout")
+        window.wait_for_text("#update-text", "The last check for updates failed: ")
+        window.wait_for_text("#update-text", "restart it.")
+        assert it.daemon.stop() == 0
+        it.start()
+        window.wait_for_text("#login-why", "Log in to continue")
+        it.log_in()
+        window.wait_for_text("#update-text", "Version 99.0 is available: git pull. Updates are only reported: ")
+        assert "failed" not in window.text("#update-text")
+        # As the daemon of a pyz has it, which alone tries versions.
+        found = {**it.status()["update"], "obstacle": None}
+        for changes, text in (
+            ({}, "Version 99.0 is available: git pull."),
+            (
+                {"downloaded": "/a", "downloaded_version": "99.0"},
+                "Version 99.0 is available, and lies in /a: git pull.",
+            ),
+            (
+                {"refused": ["98.0", "99.0"]},
+                "Version 99.0 is available. It did not start here, and is not installed again.",
+            ),
+            ({"available": None, "refused": ["99.0"]}, ""),
+        ):
+            script = 'return import("/model.js").then(({ updateText }) => updateText(arguments[0]))'
+            assert window.script(script, {**found, **changes}) == text
+        it.assert_clean(network=("status of 409", REFUSED, GONE, *BROKEN))
 
 
 def test_who_is_plotted_may_be_away_for_a_while(lab: Lab) -> None:

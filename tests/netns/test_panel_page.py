@@ -12,7 +12,7 @@ from tapotun_trio.status.render import rate, size
 from tests.harness import Lab, wait_until
 
 from .panels import DESKTOP, PATIENCE_S, PHONE, station
-from .topologies import allowed
+from .topologies import TUNNEL_CLIENT, TUNNEL_SERVER, allowed
 
 pytestmark = pytest.mark.netns
 
@@ -98,8 +98,20 @@ def test_many_peers(lab: Lab) -> None:
         it.assert_clean()
 
 
+# An IPv6 address may have 39 characters.
+LONG_NET: Final = "2001:db8:1234:5678:9abc:def0:1234:5601/120"
+LONG: Final = "2001:db8:1234:5678:9abc:def0:1234:5678"
+
+
 def test_small_screens_and_both_schemes(lab: Lab) -> None:
-    with station(lab, allowed("laptop", routes=["10.60.0.0/24"]), allowed("n" * 60, "10.10.0.3")) as it:
+    laptop = {
+        **allowed("laptop", routes=["10.60.0.0/24", "2001:db8:1111:2222:3333:4444:5555:0/112"]),
+        "ip": [TUNNEL_CLIENT, LONG],
+        "sources": ["2001:db8:7777:7777:7777:7777:7777:7777"],
+    }
+    other = allowed("n" * 60, "10.10.0.3")
+    nets, ips = [f"{TUNNEL_SERVER}/24", LONG_NET], ["2001:db8:1234:5678:9abc:def0:1234:56fe"]
+    with station(lab, laptop, other, net=nets, ips=ips, push_routes=["2001:db8:8888:8888:8888:8888::/96"]) as it:
         window = it.window
         assert window.script(_FAINT) == []
         window.look(PHONE)
@@ -107,7 +119,9 @@ def test_small_screens_and_both_schemes(lab: Lab) -> None:
         it.log_in()
         window.wait("document.querySelectorAll('tr.peer').length === 2")
         window.click("tr.peer .toggle")
-        window.wait_for_text("tr.detail", "10.60.0.0/24")
+        for text in ("10.60.0.0/24", *laptop["routes"], *laptop["ip"], *laptop["sources"]):
+            window.wait_for_text("tr.detail", text)
+        window.wait_for_text("body", LONG_NET)
         for size in (PHONE, (390, 844), (768, 1024), DESKTOP):
             for dark in (False, True):
                 window.look(size, dark=dark)

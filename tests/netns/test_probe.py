@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import trustme
 
-from tests.harness import Host, Lab, Process, command, ping
+from tests.harness import Host, Lab, Process, command, ping, wait_until
 from tests.harness.recipes import NAME, RECIPES, Proxy
 
 from .topologies import CLIENT, SERVER, TUNNEL_SERVER, UPLOADING, Config, client_config, running, server_config, token
@@ -364,12 +365,19 @@ def test_a_running_client_is_left_alone(lab: Lab) -> None:
         assert "another machine" not in daemon.log
 
 
+def catches_sigterm(process: Process) -> bool:
+    """Whether it has a handler for SIGTERM, which Python itself does not install (proc_pid_status(5))."""
+    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(mask >> (signal.SIGTERM - 1) & 1)
+
+
 def test_ctrl_c_and_the_report_for_a_person(lab: Lab) -> None:
     with pair(lab, "a") as (server, client), running(server, server_config()):
         url, file = f"http://{SERVER}:8080/ip", token_file(client)
         for number in (signal.SIGINT, signal.SIGTERM):
             process = client.start([*command(), "probe", url, "--token-file", file], name="tapotun-probe")
-            time.sleep(1.5)
+            wait_until(lambda: catches_sigterm(process), 30, "the probe to take signals", process.tail)  # noqa: B023
             assert process.stop(with_signal=number) == 128 + number
             assert process.log.splitlines() == [f"tapotun probe: stopped by {number.name}, no verdict"]
         process = client.start(

@@ -45,10 +45,10 @@ def chosen(expression: str) -> str:
     return expression
 
 
-def with_admin(host: Host, address: str, interface: Config) -> Path:
-    """A config of that interface, with an admin listener."""
+def with_admin(host: Host, address: str, *interfaces: Config) -> Path:
+    """A config of these interfaces, with an admin listener."""
     file = host.tmp / "with-admin.json"
-    config = {"interfaces": [interface], "admin": {"listen": f"{address}:{PORT}", "token": ADMIN_TOKEN}}
+    config = {"interfaces": interfaces, "admin": {"listen": f"{address}:{PORT}", "token": ADMIN_TOKEN}}
     file.write_text(json.dumps(config), encoding="utf-8")
     file.chmod(0o600)
     return file
@@ -123,9 +123,12 @@ class Prometheus:
 def test_prometheus_reads_two_ends_of_a_tunnel(lab: Lab) -> None:
     server, client = cable(lab)
     config = configured(server, f"127.0.0.1:{PORT}", f"{CLIENT}:{PORT}", interval="1s")
-    hub = with_admin(
-        server, "127.0.0.1", server_config(allowed("laptop"), allowed('a "b"\\n', "10.10.0.9"), keepalive=1)
+    tunnel = server_config(allowed("laptop"), allowed('a "b"\\n', "10.10.0.9"), keepalive=1)
+    # Nobody is in that segment, but the switch has metrics.
+    segment = server_config(
+        allowed("camera", "10.30.0.2"), name="seg0", device="tap", net="10.30.0.1/24", path="/segment"
     )
+    hub = with_admin(server, "127.0.0.1", tunnel, segment)
     with (
         running(server, hub, "--name", "hub"),
         running(client, with_admin(client, CLIENT, client_config()), until=UPLOADING) as laptop,

@@ -18,6 +18,7 @@ from tests.harness import ROOT, Host, Lab, Process, command, ping, wait_for_ping
 from tests.integrity import CheckedUdp
 from tests.unit.test_early_signals import IMPORTS, LATER_IMPORTS, SITE
 
+from ..twins import FAMILIES, as_ipv6, twin
 from .topologies import (
     CLIENT,
     SERVER,
@@ -40,9 +41,13 @@ BEHIND: Final = "10.60.0.0/24"
 
 
 class Hub:
-    """A server whose file can be written anew, and two clients' machines."""
+    """A server whose file can be written anew, and two clients' machines.
 
-    def __init__(self, lab: Lab) -> None:
+    Configs and texts are written with IPv4 addresses; with ``version`` 6, all that is inside the tunnel becomes IPv6.
+    """
+
+    def __init__(self, lab: Lab, version: int = 4) -> None:
+        self.version = version
         self.server, self.first, self.second = (lab.host(name) for name in ("server", "first", "second"))
         lab.link(self.server, f"{SERVER}/24", self.first, f"{CLIENT}/24")
         lab.link(self.server, "198.51.100.1/24", self.second, "198.51.100.2/24")
@@ -51,7 +56,11 @@ class Hub:
 
     def config(self, *clients: Config, **fields: Any) -> Config:
         entries = clients or (allowed("laptop"), allowed("phone", SECOND))
-        return server_config(*entries, listen=[SERVER, "198.51.100.1"], **fields)
+        inside = server_config(*entries, **fields)
+        return {**(inside if self.version == 4 else as_ipv6(inside)), "listen": [SERVER, "198.51.100.1"]}
+
+    def __call__(self, text: str) -> str:
+        return twin(text, self.version)
 
     def write(self, *entries: Config) -> None:
         self.file.touch(mode=0o600)
@@ -71,8 +80,8 @@ def entry_of(who: str, server: str = SERVER) -> Config:
     return client_config(who, server=f"http://{server}:8080/ip")
 
 
-def routes(host: Host) -> str:
-    return host.run(["ip", "route", "show", "dev", "tun0"]).stdout
+def routes(host: Host, version: int = 4) -> str:
+    return host.run(["ip", f"-{version}", "route", "show", "dev", "tun0"]).stdout
 
 
 def mtu(host: Host) -> int:
@@ -81,13 +90,15 @@ def mtu(host: Host) -> int:
     return int(found[1])
 
 
-def test_the_least_is_changed_and_nobody_else_loses_a_packet(lab: Lab) -> None:
-    hub = Hub(lab)
+@pytest.mark.usefixtures("each_plane")
+@pytest.mark.parametrize("version", FAMILIES)
+def test_the_least_is_changed_and_nobody_else_loses_a_packet(lab: Lab, version: int) -> None:
+    hub = Hub(lab, version)
     with (
         running(hub.server, hub.file) as daemon,
         running(hub.first, entry_of("laptop"), "--log-level", "debug", until=UPLOADING) as laptop,
         running(hub.second, entry_of("phone", "198.51.100.1"), until=UPLOADING) as phone,
-        CheckedUdp(hub.first, TUNNEL_CLIENT, hub.server, TUNNEL_SERVER, rate=500) as udp,
+        CheckedUdp(hub.first, hub(TUNNEL_CLIENT), hub.server, hub(TUNNEL_SERVER), rate=500) as udp,
     ):
         udp.wait_for_flow()
         before = laptop.log_end
@@ -97,16 +108,16 @@ def test_the_least_is_changed_and_nobody_else_loses_a_packet(lab: Lab) -> None:
         hub.write(changed)
         planned = hub.reload("--dry-run").stdout.splitlines()
         assert planned == [
-            "tun0: ips changed (+10.10.0.99)",
-            "tun0 phone: ip, routes changed (ip 10.10.0.3 -> 10.10.0.30, routes +10.60.0.0/24)",
+            hub("tun0: ips changed (+10.10.0.99)"),
+            hub("tun0 phone: ip, routes changed (ip 10.10.0.3 -> 10.10.0.30, routes +10.60.0.0/24)"),
             "tun0 tablet: added",
         ]
-        assert BEHIND not in routes(hub.server)
+        assert hub(BEHIND) not in routes(hub.server, version)
         assert hub.reload().stdout.splitlines() == planned
         daemon.wait_for_log("reload: done")
-        assert BEHIND in routes(hub.server)
-        wait_for_ping(hub.second, "10.10.0.99")  # which now has another address, by PARAMS, on its old streams
-        assert "10.10.0.30" in hub.second.run(["ip", "address", "show", "tun0"]).stdout
+        assert hub(BEHIND) in routes(hub.server, version)
+        wait_for_ping(hub.second, hub("10.10.0.99"))  # which now has another address, by PARAMS, on its old streams
+        assert hub("10.10.0.30") in hub.second.run(["ip", "address", "show", "tun0"]).stdout
         assert "trying again" not in phone.log
         # By a signal: the phone goes, with a word, and does not come back.
         hub.write(hub.config(allowed("laptop"), ips=["10.10.0.99"]))
@@ -114,12 +125,12 @@ def test_the_least_is_changed_and_nobody_else_loses_a_packet(lab: Lab) -> None:
         daemon.wait_for_log("reload: tun0 phone: removed")
         phone.wait_for_log("its token is not in the config any more")
         phone.wait_for_log("403")
-        assert BEHIND not in routes(hub.server)
+        assert hub(BEHIND) not in routes(hub.server, version)
         # A further address of the server's goes alone, and a shorter keepalive finds nobody late.
         hub.write(hub.config(allowed("laptop"), keepalive=1))
-        last_changes = ["tun0: ips changed (-10.10.0.99)", "tun0: keepalive changed (10 -> 1)"]
+        last_changes = [hub("tun0: ips changed (-10.10.0.99)"), "tun0: keepalive changed (10 -> 1)"]
         assert hub.reload().stdout.splitlines() == last_changes
-        assert "10.10.0.99" not in hub.server.run(["ip", "address", "show", "tun0"]).stdout
+        assert hub("10.10.0.99") not in hub.server.run(["ip", "address", "show", "tun0"]).stdout
         udp.wait_for_flow()
         for way in udp.finish():
             assert (way.lost, way.duplicated, way.corrupted) == (0, 0, 0), way
@@ -129,20 +140,21 @@ def test_the_least_is_changed_and_nobody_else_loses_a_packet(lab: Lab) -> None:
         assert last["changes"] == last_changes
 
 
-def test_mtu_and_mark_change_at_both_ends(lab: Lab) -> None:
-    hub = Hub(lab)
+@pytest.mark.parametrize("version", FAMILIES)
+def test_mtu_and_mark_change_at_both_ends(lab: Lab, version: int) -> None:
+    hub = Hub(lab, version)
     with running(hub.server, hub.file), running(hub.first, entry_of("laptop"), until=UPLOADING) as laptop:
         before = laptop.log_end
         hub.write(hub.config(mtu=1380, mark={"value": 77, "table": 77}))
         hub.reload()
         assert mtu(hub.server) == 1380
         wait_until(lambda: mtu(hub.first) == 1380, PATIENCE_S, "the client's MTU", laptop.tail)
-        assert "fwmark 0x4d lookup 77" in hub.server.run(["ip", "rule"]).stdout
+        assert "fwmark 0x4d lookup 77" in hub.server.run(["ip", f"-{version}", "rule"]).stdout
         hub.write(hub.config())
         hub.reload()
         assert mtu(hub.server) == 1500
-        assert "fwmark 0x4d" not in hub.server.run(["ip", "rule"]).stdout
-        assert ping(hub.first, TUNNEL_SERVER).ok
+        assert "fwmark 0x4d" not in hub.server.run(["ip", f"-{version}", "rule"]).stdout
+        assert ping(hub.first, hub(TUNNEL_SERVER)).ok
         assert "trying again" not in laptop.log[before:]
 
 

@@ -19,6 +19,8 @@ from tapotun_trio.host.netlink.network import open_netlink
 from tapotun_trio.host.tun import open_tun
 from tests.harness import Host, Lab, Process, command, ping, wait_for_ping, wait_until
 
+from ..twins import FAMILIES, as_ipv6, twin
+from .dual import HUB, LAPTOP, dual_cable, dual_config, status
 from .families import BOTH, Family
 from .fresh_namespace import in_fresh_namespace
 from .test_admin import ADMIN, URL, admin, curl, write
@@ -58,6 +60,7 @@ class End:
     other: str
     network: str
     """Where it has a route to."""
+    version: int = 4
 
     def status(self) -> dict[str, Any]:
         answer = self.host.run([*command(), "status", "--json"], timeout=PATIENCE_S + 30).stdout
@@ -77,53 +80,63 @@ class End:
         """All that we have in the kernel, by the interface's name."""
         addresses = [
             (entry["local"], entry["prefixlen"])
-            for link in self.host.ip("-4 address show")
+            for link in self.host.ip(f"-{self.version} address show")
             if link["ifname"].startswith("tun")
             for entry in link["addr_info"]
         ]
         ours = {
             route
             for table in ("main", "100")
-            for route in routes(self.host, table)
+            for route in routes(self.host, table, self.version)
             if route[2] == PROTOCOL or (route[1].startswith("tun") and route[2] == KERNEL)
         }
-        return [addresses, ours, mark_rules(self.host)]
+        return [addresses, ours, mark_rules(self.host, self.version)]
 
     def reload(self) -> str:
         return self.host.run([*command(), "reload"], timeout=PATIENCE_S + 30).stdout
 
 
 @contextmanager
-def ends(lab: Lab) -> Iterator[tuple[End, End]]:
-    """A server and a client that are connected, each with an address, a route, and a mark."""
+def ends(lab: Lab, version: int = 4) -> Iterator[tuple[End, End]]:
+    """A server and a client that are connected, each with an address, a route, and a mark. ``version``: of these; the
+    cable has IPv4."""
     server, client = cable(lab)
     hub = server_config(allowed("laptop", routes=[BEHIND]), push_routes=[PUSHED], mark=MARK, ips=["10.10.0.254"])
+    if version == 6:
+        hub |= as_ipv6({name: hub[name] for name in ("net", "clients", "push_routes", "ips")})
+    server_inside, client_inside = twin(TUNNEL_SERVER, version), twin(TUNNEL_CLIENT, version)
     with (
         running(server, write(server, hub, admin=admin())) as one,
         running(client, write(client, client_config(mark=MARK), admin=admin()), until=UPLOADING) as other,
     ):
-        wait_for_ping(client, TUNNEL_SERVER)
-        yield End(server, one, TUNNEL_CLIENT, BEHIND), End(client, other, TUNNEL_SERVER, PUSHED)
+        wait_for_ping(client, server_inside)
+        yield (
+            End(server, one, client_inside, twin(BEHIND, version), version),
+            End(client, other, server_inside, twin(PUSHED, version), version),
+        )
 
 
-def test_what_others_remove_is_put_back_and_told(lab: Lab) -> None:
-    with ends(lab) as both:
+@pytest.mark.parametrize("version", FAMILIES)
+def test_what_others_remove_is_put_back_and_told(lab: Lab, version: int) -> None:
+    with ends(lab, version) as both:
         for end in both:
             before, number = end.kernel(), index(end.host, "tun0")
-            own = {TUNNEL_SERVER: TUNNEL_CLIENT, TUNNEL_CLIENT: TUNNEL_SERVER}[end.other]
+            own = {both[0].other: both[1].other, both[1].other: both[0].other}[end.other]
+            own, net = f"{own}/{24 if version == 4 else 120}", twin("10.10.0.0/24", version)
+            everything = twin("0.0.0.0/0", version)
             assert all(before)
             for words, told in (
                 (f"route del {end.network} dev tun0", rf"another program took away route {end.network}: put back"),
-                ("rule del fwmark 100", r"took away rule fwmark 100 lookup 100: put back"),
-                ("route flush table 100", r"took away route 0\.0\.0\.0/0 in table 100: put back"),
-                ("address flush dev tun0", r"took away address 10\.10\.0\.\d+/24.*: put back"),
-                (f"address del {own}/24 dev tun0", rf"took away address {own}/24.*: put back"),
-                ("route del 10.10.0.0/24 dev tun0", r"took away route 10\.10\.0\.0/24: put back"),
-                ("route flush dev tun0", r"took away route 10\.10\.0\.0/24, route .*: put back"),
+                ("rule del fwmark 100", r"took away (IPv6 )?rule fwmark 100 lookup 100: put back"),
+                ("route flush table 100", rf"took away route {everything} in table 100: put back"),
+                ("address flush dev tun0", rf"took away address {own}.*: put back"),
+                (f"address del {own} dev tun0", rf"took away address {own}.*: put back"),
+                (f"route del {net} dev tun0", rf"took away route {net}: put back"),
+                ("route flush dev tun0", rf"took away route {net}, route .*: put back"),
                 ("link set tun0 mtu 1280", r"took away MTU 1500 \(it was set to 1280\): put back"),
             ):
                 until_now = end.daemon.log_end
-                end.host.ip(words)
+                end.host.ip(f"-{version} {words}")
                 end.daemon.wait_for_log(f" WARNING .*{told}", PATIENCE_S, after=until_now)
                 end.until(f"all that {words!r} took", lambda: (end.kernel(), mtu(end.host, "tun0")) == (before, 1500))  # noqa: B023
                 end.daemon.signal(signal.SIGHUP)  # which also ends the pauses between repairs
@@ -132,6 +145,30 @@ def test_what_others_remove_is_put_back_and_told(lab: Lab) -> None:
             assert end.until_state("up")["repairs"] >= 6
             assert index(end.host, "tun0") == number
             assert end.status()["restarts"] == 0
+
+
+def test_ipv6_that_is_switched_off_on_a_running_interface(lab: Lab) -> None:
+    """That takes addresses and routes. What is shown as missing is missing, and IPv4 goes on."""
+    server, client = dual_cable(lab)
+    with (
+        running(server, dual_config(push_routes=["fd00:61::/64"])),
+        running(client, client_config(mark=MARK), until=UPLOADING) as daemon,
+    ):
+        wait_for_ping(client, HUB[1])
+        client.sysctl("net.ipv6.conf.tun0.disable_ipv6", 1)
+        daemon.wait_for_log(" WARNING .*stays missing for now", PATIENCE_S)
+        [line] = [line for line in daemon.log.splitlines() if "stays missing for now" in line]
+        missing = f"address {LAPTOP[1]}/64, route fd00:61::/64, route ::/0 in table 100 stays missing for now: "
+        assert missing in line
+        assert "sysctl -w net.ipv6.conf.tun0.disable_ipv6=0" in line
+        assert "rule" not in line
+        assert (mark_rules(client), mark_rules(client, 6)) == ([(100, "100", PROTOCOL)], [(100, "100", PROTOCOL)])
+        assert status(client)["state"] == "degraded"
+        assert ping(client, HUB[0]).ok
+        client.sysctl("net.ipv6.conf.tun0.disable_ipv6", 0)
+        daemon.wait_for_log("everything of this interface is in place again", PATIENCE_S)
+        wait_for_ping(client, HUB[1])
+        assert len(mark_rules(client, 6)) == 1
 
 
 def test_our_own_changes_are_nobody_elses(lab: Lab) -> None:

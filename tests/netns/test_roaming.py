@@ -4,13 +4,16 @@
 
     server  192.0.2.1 ---- 192.0.2.2  client  eth1 ---- lan
     office 10.60.0.1 (on the server)              the same networks as behind the server, or the tunnel's own
+
+The tests are written with IPv4 addresses. `Roamer` translates them for the world in which all that is inside the tunnel
+is IPv6, and so are the networks of the LAN.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +22,8 @@ import pytest
 from tests.harness import Host, Lab, Process, command, no_leaks, ping, wait_for_ping, wait_until
 
 from ..tables import table
+from ..twins import as_ipv6, twin
+from .dual import forwards
 from .topologies import (
     TUNNEL_SERVER,
     UPLOADING,
@@ -45,18 +50,37 @@ class Roamer:
     server: Host
     client: Host
     lan: Host
+    version: int
+
+    def __call__(self, text: str) -> str:
+        """The text with the addresses of this world."""
+        return twin(text, self.version)
+
+    def ip(self, host: Host, command: str) -> None:
+        """As `Host.ip`, for the family of this world."""
+        host.ip(f"-{self.version} {self(command)}")
+
+    def hub(self, *clients: Config, **fields: Any) -> Config:
+        """A server with the addresses of this world, on the cable, which is IPv4."""
+        config = server_config(*clients, **fields)
+        return config if self.version == 4 else {**as_ipv6(config), "listen": config["listen"]}
 
 
-@pytest.fixture(name="world")
-def _world(lab: Lab) -> Roamer:
+only_ipv4 = pytest.mark.parametrize("world", [4], ids=["IPv4"], indirect=True)
+
+
+@pytest.fixture(name="world", params=[4, 6], ids=["IPv4", "IPv6"])
+def _world(lab: Lab, request: pytest.FixtureRequest) -> Roamer:
     """The client's second cable has no address yet."""
+    version: int = request.param
     server, client = cable(lab)
     lan = lab.host("lan")
     lab.link(client, [], lan, [])
     server.ip("link add office0 type bridge")
     server.ip("link set office0 up")
-    server.ip(f"address add {IN_OFFICE}/32 dev office0")
-    return Roamer(server, client, lan)
+    world = Roamer(server, client, lan, version)
+    world.ip(server, f"address add {IN_OFFICE}/32 dev office0")
+    return world
 
 
 def status(host: Host) -> Config:
@@ -67,6 +91,20 @@ def status(host: Host) -> Config:
 
 def left_out(host: Host) -> list[tuple[str, str, str | None, str | None]]:
     return [(it["route"], it["reason"], it["network"], it["device"]) for it in status(host)["left_out"]]
+
+
+def wait_until_left_out(
+    host: Host, expected: Sequence[tuple[str, str, str | None, str | None]], daemon: Process
+) -> None:
+    """Wait until the daemon has noticed. The kernel itself may have changed its mind before: of two IPv6 routes to one
+    network it takes the LAN's at once, if the LAN's metric is the smaller one."""
+    last: list[tuple[str, str, str | None, str | None]] = []
+
+    def probe() -> bool:
+        last[:] = left_out(host)
+        return last == list(expected)
+
+    wait_until(probe, PATIENCE_S, f"what is left out to be {expected}", lambda: f"it is {last}\n{daemon.tail()}")
 
 
 def follows(host: Host, address: str, device: str) -> Callable[[], bool]:
@@ -114,8 +152,9 @@ def test_the_client_plugs_into_the_pushed_network(
     world: Roamer, pushes: list[str], joins: list[str], leaves: list[str], wins: list[str], stays: list[str]
 ) -> None:
     client = world.client
+    pushes, wins, stays = (list(map(world, each)) for each in (pushes, wins, stays))
     with (
-        running(world.server, server_config(push_routes=pushes), name="hub"),
+        running(world.server, world.hub(push_routes=pushes), name="hub"),
         no_leaks(client),
         running(client, client_config(), until=UPLOADING) as daemon,
     ):
@@ -123,12 +162,12 @@ def test_the_client_plugs_into_the_pushed_network(
             wait_until(follows(client, address, "tun0"), PATIENCE_S, f"{address} in the tunnel", daemon.tail)
         assert left_out(client) == []
         for line in joins:
-            client.ip(line)
+            world.ip(client, line)
         for address in wins:
             wait_until(follows(client, address, "eth1"), PATIENCE_S, f"{address} on the LAN", daemon.tail)
         for address in stays:
             assert device_to(client, address) == "tun0"
-        assert left_out(client) == [(pushes[0], "attached", "10.60.1.0/24", "eth1")]
+        wait_until_left_out(client, [(pushes[0], "attached", world("10.60.1.0/24"), "eth1")], daemon)
         assert pushes[0] not in status(client)["peers"][0]["routes"]
         [line] = [line for line in daemon.log.splitlines() if "left out" in line]
         assert f"pushed route {pushes[0]}" in line
@@ -137,17 +176,19 @@ def test_the_client_plugs_into_the_pushed_network(
         assert f"left out:   pushed route {pushes[0]}: eth1 attaches this machine to" in text
         [finding] = findings(client, "left-out")
         assert (finding["severity"], pushes[0] in finding["text"]) == ("note", True)
-        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
+        wait_for_ping(client, world(TUNNEL_SERVER), PATIENCE_S)
         for line in leaves:
-            client.ip(line)
+            world.ip(client, line)
+        if joins is DHCP and world.version == 6:  # of IPv4 it goes with its source
+            world.ip(client, "route del 10.60.1.0/24 dev eth1")
         for address in wins:
             wait_until(follows(client, address, "tun0"), PATIENCE_S, f"{address} in the tunnel again", daemon.tail)
-        wait_until(lambda: left_out(client) == [], PATIENCE_S, "the status to say so", daemon.tail)
+        wait_until_left_out(client, [], daemon)
         assert f"pushed route {pushes[0]} is used again" in daemon.log
         if "rule" in joins[-1]:
-            client.ip(joins[-1].replace("rule add", "rule del"))
+            world.ip(client, joins[-1].replace("rule add", "rule del"))
         client.ip("link set eth1 up")
-        client.ip("-4 address flush dev eth1")
+        client.ip(f"-{world.version} address flush dev eth1 scope global")
         wait_until(lambda: "fe80" in client.run(["ip", "address", "show", "eth1"]).stdout, PATIENCE_S, "eth1 as before")
 
 
@@ -159,15 +200,15 @@ def findings(host: Host, check: str) -> list[dict[str, str]]:
 def test_a_client_that_starts_in_the_pushed_network(world: Roamer) -> None:
     """With a metric and without one, where the kernel would refuse our route."""
     client = world.client
-    client.ip("address add 10.61.0.7/24 dev eth1 metric 100")
-    client.ip("address add 10.62.0.7/24 dev eth1")
-    pushes = ["10.61.0.0/24", "10.62.0.0/24", OFFICE]
+    world.ip(client, "address add 10.61.0.7/24 dev eth1 metric 100")
+    world.ip(client, "address add 10.62.0.7/24 dev eth1")
+    pushes = [world(it) for it in ("10.61.0.0/24", "10.62.0.0/24", OFFICE)]
     with (
-        running(world.server, server_config(push_routes=pushes), name="hub"),
+        running(world.server, world.hub(push_routes=pushes), name="hub"),
         running(client, client_config(), until=UPLOADING) as daemon,
     ):
-        wait_for_ping(client, IN_OFFICE, PATIENCE_S)
-        assert [device_to(client, it) for it in ("10.61.0.9", "10.62.0.9")] == ["eth1", "eth1"]
+        wait_for_ping(client, world(IN_OFFICE), PATIENCE_S)
+        assert [device_to(client, world(it)) for it in ("10.61.0.9", "10.62.0.9")] == ["eth1", "eth1"]
         assert [it[:2] for it in left_out(client)] == [(it, "attached") for it in pushes[:2]]
         assert "stands in the way" not in daemon.log
 
@@ -176,58 +217,86 @@ def test_the_client_s_own_network_is_the_tunnel_s(world: Roamer) -> None:
     """It wins; what is behind the server can still be reached."""
     client = world.client
     with (
-        running(world.server, server_config(push_routes=[OFFICE]), name="hub"),
+        running(world.server, world.hub(push_routes=[OFFICE]), name="hub"),
         no_leaks(client),
         running(client, client_config(), until=UPLOADING) as daemon,
     ):
-        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
-        client.ip("address add 10.10.0.77/24 dev eth1 metric 100")
-        wait_until(follows(client, "10.10.0.9", "eth1"), PATIENCE_S, "the LAN to win", daemon.tail)
-        lan = ("10.10.0.0/24", "eth1")
-        assert left_out(client) == [
-            ("10.10.0.0/24", "tunnel-network", *lan),
-            ("10.10.0.2/32", "tunnel-address", *lan),
-        ]
-        wait_for_ping(client, IN_OFFICE, PATIENCE_S, source="10.10.0.2")
-        lines = [line for line in daemon.log.splitlines() if "WARNING" in line and "10.10.0.2/24" in line]
-        for line, words in zip(lines, ("10.10.0.0/24 cannot be reached", "that has the address"), strict=True):
+        wait_for_ping(client, world(TUNNEL_SERVER), PATIENCE_S)
+        world.ip(client, "address add 10.10.0.77/24 dev eth1 metric 100")
+        wait_until(follows(client, world("10.10.0.9"), "eth1"), PATIENCE_S, "the LAN to win", daemon.tail)
+        lan = (world("10.10.0.0/24"), "eth1")
+        expected = [(world("10.10.0.0/24"), "tunnel-network", *lan), (world("10.10.0.2/32"), "tunnel-address", *lan)]
+        wait_until_left_out(client, expected, daemon)
+        wait_for_ping(client, world(IN_OFFICE), PATIENCE_S, source=world("10.10.0.2"))
+        lines = [line for line in daemon.log.splitlines() if "WARNING" in line and world("10.10.0.2/24") in line]
+        for line, words in zip(lines, (world("10.10.0.0/24 cannot be reached"), "that has the address"), strict=True):
             assert words in line
             assert "give the tunnel another network in the server's config" in line
         for finding in findings(client, "left-out"):
             assert finding["severity"] == "warning"
             assert "the server's net" in finding["remedy"]
-        assert "the tunnel's network 10.10.0.0/24" in client.run([*command(), "status"]).stdout.replace("\n", " ")
-        client.ip("address del 10.10.0.77/24 dev eth1")
-        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
-        assert left_out(client) == []
-        assert "network 10.10.0.0/24 is used again" in daemon.log
+        assert world("the tunnel's network 10.10.0.0/24") in client.run([*command(), "status"]).stdout.replace(
+            "\n", " "
+        )
+        world.ip(client, "address del 10.10.0.77/24 dev eth1")
+        wait_for_ping(client, world(TUNNEL_SERVER), PATIENCE_S)
+        wait_until_left_out(client, [], daemon)
+        assert world("network 10.10.0.0/24 is used again") in daemon.log
+
+
+@pytest.mark.parametrize("world", [6], ids=["IPv6"], indirect=True)
+def test_an_address_of_which_the_kernel_looks_for_a_duplicate(world: Roamer) -> None:
+    """Its route is there at once, but the kernel reports no usable address yet. The LAN wins all the same."""
+    client = world.client
+    client.sysctl("net.ipv6.conf.eth1.accept_dad", 1)
+    client.sysctl("net.ipv6.conf.eth1.dad_transmits", 120)  # a second each
+    with (
+        running(world.server, world.hub(push_routes=[OFFICE]), name="hub"),
+        no_leaks(client),
+        running(client, client_config(), until=UPLOADING) as daemon,
+    ):
+        wait_for_ping(client, world(TUNNEL_SERVER), PATIENCE_S)
+        world.ip(client, "address add 10.10.0.77/24 dev eth1")  # with the metric of the tunnel's own network
+        lan = (world("10.10.0.0/24"), "eth1")
+        expected = [(world("10.10.0.0/24"), "tunnel-network", *lan), (world("10.10.0.2/32"), "tunnel-address", *lan)]
+        wait_until_left_out(client, expected, daemon)
+        wait_until(follows(client, world("10.10.0.9"), "eth1"), PATIENCE_S, "the LAN to win", daemon.tail)
+        assert "tentative" in client.run(["ip", "-6", "address", "show", "dev", "eth1", "scope", "global"]).stdout
+        world.ip(client, "address del 10.10.0.77/24 dev eth1")
+        wait_for_ping(client, world(TUNNEL_SERVER), PATIENCE_S)
+        wait_until_left_out(client, [], daemon)
 
 
 def test_the_client_s_own_network_is_a_part_of_the_tunnel_s(world: Roamer) -> None:
     """And the tunnel's address may be that of a machine there. Both are told until the client has left."""
     client = world.client
     with (
-        running(world.server, server_config(allowed("laptop", "10.10.9.2"), net="10.10.0.1/16"), name="hub"),
+        running(world.server, world.hub(allowed("laptop", "10.10.9.2"), net="10.10.0.1/16"), name="hub"),
         no_leaks(client),
         running(client, client_config(), until=UPLOADING) as daemon,
     ):
-        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
+        wait_for_ping(client, world(TUNNEL_SERVER), PATIENCE_S)
         assert left_out(client) == []
-        client.ip("address add 10.10.9.77/24 dev eth1 metric 100")
-        lan = ("10.10.9.0/24", "eth1")
-        expected = [("10.10.9.0/24", "tunnel-network", *lan), ("10.10.9.2/32", "tunnel-address", *lan)]
-        wait_until(lambda: left_out(client) == expected, PATIENCE_S, "it to be told", daemon.tail)
-        assert re.search("WARNING .*eth1 attaches this machine to 10.10.9.0/24, which is a part of the", daemon.log)
-        assert re.search("WARNING .*10.10.9.2/16.*another machine there that has the address cannot be", daemon.log)
+        world.ip(client, "address add 10.10.9.77/24 dev eth1 metric 100")
+        lan = (world("10.10.9.0/24"), "eth1")
+        expected = [(world("10.10.9.0/24"), "tunnel-network", *lan), (world("10.10.9.2/32"), "tunnel-address", *lan)]
+        wait_until_left_out(client, expected, daemon)
+        assert re.search(
+            world("WARNING .*eth1 attaches this machine to 10.10.9.0/24, which is a part of the"), daemon.log
+        )
+        assert re.search(
+            world("WARNING .*10.10.9.2/16.*another machine there that has the address cannot be"), daemon.log
+        )
         assert {it["severity"] for it in findings(client, "left-out")} == {"warning"}
         assert "where a machine with that address" in client.run([*command(), "status"]).stdout
-        assert device_to(client, "10.10.9.9") == "eth1"
-        wait_for_ping(client, TUNNEL_SERVER, PATIENCE_S)
-        client.ip("address del 10.10.9.77/24 dev eth1")
-        wait_until(lambda: left_out(client) == [], PATIENCE_S, "it to be over", daemon.tail)
-        wait_until(follows(client, "10.10.9.9", "tun0"), PATIENCE_S, "the tunnel", daemon.tail)
+        assert device_to(client, world("10.10.9.9")) == "eth1"
+        wait_for_ping(client, world(TUNNEL_SERVER), PATIENCE_S)
+        world.ip(client, "address del 10.10.9.77/24 dev eth1")
+        wait_until_left_out(client, [], daemon)
+        wait_until(follows(client, world("10.10.9.9"), "tun0"), PATIENCE_S, "the tunnel", daemon.tail)
 
 
+@only_ipv4  # their addresses are compared in tests/unit/test_left_out.py
 def test_two_clients_of_one_server_on_one_machine(world: Roamer) -> None:
     """Their tunnels are in one network, and neither takes it from the other."""
     server = server_config(allowed("laptop"), allowed("second", "10.10.0.3"), push_routes=[OFFICE])
@@ -277,6 +346,7 @@ def touch(client: Host, daemon: Process) -> None:
     pytest.fail("the streams are renewed each time")
 
 
+@only_ipv4  # the transport is; tests/netns/test_outside_ipv6.py has the other
 def test_changes_of_other_links_renew_nothing(connected: tuple[Roamer, Process]) -> None:
     world, daemon = connected
     client = world.client
@@ -315,6 +385,7 @@ def test_changes_of_other_links_renew_nothing(connected: tuple[Roamer, Process])
     assert (daemon.log.count(RENEWED), daemon.log.count(UPLOADING)) == (renewed, uploads), daemon.tail()
 
 
+@only_ipv4  # the transport is; tests/netns/test_outside_ipv6.py has the other
 def test_changes_of_the_path_renew(connected: tuple[Roamer, Process]) -> None:
     world, daemon = connected
     client = world.client
@@ -344,6 +415,7 @@ def test_changes_of_the_path_renew(connected: tuple[Roamer, Process]) -> None:
     step("default route changed", "route add default via 192.0.2.1 src 192.0.2.3 metric 50")
 
 
+@only_ipv4  # the transport is; tests/netns/test_outside_ipv6.py has the other
 def test_a_hundred_flaps_of_docker0(connected: tuple[Roamer, Process]) -> None:
     """As fast as they come: a container that is restarted all the time."""
     world, daemon = connected
@@ -371,23 +443,22 @@ def peers(host: Host) -> dict[str, Any]:
 def test_a_packet_to_a_client_s_own_network_does_not_go_round(world: Roamer) -> None:
     """The client has lost the route to a network of its own, and sends everything into the tunnel."""
     client, server = world.client, world.server
-    own = "10.60.5.0/24"
-    client.sysctl("net.ipv4.ip_forward", 1)
-    server.sysctl("net.ipv4.ip_forward", 1)
-    for name in ("all", "default"):  # else the kernel sends the client a message about each of these packets
+    own = world("10.60.5.0/24")
+    forwards(client, server)
+    for name in ("all", "default"):  # else, of IPv4, the kernel sends the client a message about each of these packets
         server.sysctl(f"net.ipv4.conf.{name}.send_redirects", 0)
-    config = server_config(allowed("laptop", routes=[own]), push_routes=[OFFICE])
+    config = world.hub(allowed("laptop", routes=[own]), push_routes=[OFFICE])
     with running(server, config, name="hub") as hub, running(client, client_config(), until=UPLOADING):
-        wait_for_ping(client, IN_OFFICE, PATIENCE_S)
+        wait_for_ping(client, world(IN_OFFICE), PATIENCE_S)
         before = received(client)
-        assert not ping(client, "10.60.5.9", count=5).received
+        assert not ping(client, world("10.60.5.9"), count=5).received
         wait_until(lambda: drops(server).get("loop") == 5, PATIENCE_S, "the drops to be counted", hub.tail)
         assert received(client) == before
         [line] = [line for line in hub.log.splitlines() if "go round in circles" in line]
-        assert "client laptop sends packets for 10.60.5.9" in line
+        assert world("client laptop sends packets for 10.60.5.9") in line
         # An address of that network which is on this side after all.
-        server.ip("address add 10.60.5.1/32 dev office0")
-        wait_for_ping(client, "10.60.5.1", PATIENCE_S)
+        world.ip(server, "address add 10.60.5.1/32 dev office0")
+        wait_for_ping(client, world("10.60.5.1"), PATIENCE_S)
 
 
 def drops(host: Host) -> dict[str, int]:
@@ -403,12 +474,13 @@ def received(host: Host) -> int:
 def test_no_client_sends_from_an_address_of_the_server(world: Roamer, when: str) -> None:
     """Any address that the machine has, on any interface, now or later; a packet to another client never meets the
     kernel, which would refuse it."""
-    client, server, spoofed = world.client, world.server, "198.51.100.99"
-    config = server_config(allowed("laptop"), allowed("second", "10.10.0.3"))
+    client, server, spoofed = world.client, world.server, world("198.51.100.99")
+    theirs, alone, within = world("10.10.0.3"), world("198.51.100.99/32"), world("198.51.100.99/24")
+    config = world.hub(allowed("laptop"), allowed("second", "10.10.0.3"))
     second = client_config("second", name="tun1")
-    client.ip(f"address add {spoofed}/32 dev lo")
+    client.ip(f"address add {alone} dev lo")
     if when == "before":
-        server.ip(f"address add {spoofed}/24 dev office0")
+        server.ip(f"address add {within} dev office0")
     other = world.lan  # the second client is elsewhere
     client.ip("address add 192.0.3.1/24 dev eth1")
     other.ip("address add 192.0.3.2/24 dev eth0")
@@ -420,24 +492,24 @@ def test_no_client_sends_from_an_address_of_the_server(world: Roamer, when: str)
         running(client, client_config(), until=UPLOADING),
         running(other, {**second, "name": "tun0"}, until=UPLOADING, name="second"),
     ):
-        wait_for_ping(client, "10.10.0.3", PATIENCE_S)
+        wait_for_ping(client, theirs, PATIENCE_S)
 
         def passes() -> bool:
             before = received(other)
-            ping(client, "10.10.0.3", source=spoofed, wait=0.2)
+            ping(client, theirs, source=spoofed, wait=0.2)
             return received(other) > before
 
         if when == "later":
             wait_until(passes, PATIENCE_S, "the packets from nobody's address", hub.tail)
-            server.ip(f"address add {spoofed}/24 dev office0")
+            server.ip(f"address add {within} dev office0")
 
         def is_dropped() -> bool:
             before = received(other)
             count = peers(server)["laptop"]["drops"].get("bad-source", 0)
-            ping(client, "10.10.0.3", source=spoofed, wait=0.2)
+            ping(client, theirs, source=spoofed, wait=0.2)
             return peers(server)["laptop"]["drops"].get("bad-source", 0) == count + 3 and received(other) == before
 
         wait_until(is_dropped, PATIENCE_S, "them to be dropped", hub.tail)
-        wait_for_ping(client, "10.10.0.3", PATIENCE_S)
-        server.ip(f"address del {spoofed}/24 dev office0")
+        wait_for_ping(client, theirs, PATIENCE_S)
+        server.ip(f"address del {within} dev office0")
         wait_until(passes, PATIENCE_S, "them to pass again", hub.tail)

@@ -12,6 +12,8 @@ import pytest
 from tests.harness import Host, Lab, capture, no_leaks, ping, udp_echo, udp_exchange, wait_until
 from tests.packets import ipv4
 
+from ..twins import FAMILIES, as_ipv6, twin
+from .dual import SERVER_6, dual_cable
 from .topologies import (
     CLIENT,
     OTHER,
@@ -73,6 +75,7 @@ def _udp(host: Host, address: str, port: int) -> Iterator[socket.socket]:
 # Between the clients
 
 
+@pytest.mark.usefixtures("each_plane")
 def test_two_clients_talk_to_each_other_and_to_the_server(lab: Lab) -> None:
     server, laptop, branch = _three(lab)
     with (
@@ -82,6 +85,10 @@ def test_two_clients_talk_to_each_other_and_to_the_server(lab: Lab) -> None:
     ):
         for host in (laptop, branch):
             assert ping(host, TUNNEL_SERVER).ok
+        # The server's firewall does not see what goes from one client to another: SECURITY.md, "The model".
+        server.run(
+            ["nft", "add table inet t; add chain inet t f { type filter hook forward priority 0; policy drop; }"]
+        )
         assert ping(laptop, "10.10.0.3").ok
         with udp_echo(laptop, "10.10.0.2") as port:
             assert udp_exchange(branch, "10.10.0.2", port, b"over the server") == b"over the server"
@@ -136,13 +143,21 @@ def test_source_check(lab: Lab, source_check: str, passed: set[str]) -> None:
 # In the kernel's tables
 
 
+def _inside(version: int, config: Config) -> Config:
+    """A server's config with this family in its tunnel; it listens as before."""
+    return config if version == 4 else {**as_ipv6(config), "listen": config["listen"]}
+
+
+@pytest.mark.parametrize("version", FAMILIES)
 @pytest.mark.parametrize("install_routes", [True, False])
-def test_kernel_routes_of_clients_networks(lab: Lab, install_routes: bool) -> None:
+def test_kernel_routes_of_clients_networks(lab: Lab, install_routes: bool, version: int) -> None:
     server, _ = cable(lab)
     inside = allowed("inside", "10.10.0.4", routes=["10.10.0.128/25"])
-    with no_leaks(server), running(server, server_config(LAPTOP, BRANCH, inside, install_routes=install_routes)):
-        ours = {net for net, device, protocol in routes(server) if (device, protocol) == ("tun0", PROTOCOL)}
-        outside_of_net = {"10.60.0.0/16", "10.60.5.0/24", "10.70.0.0/24"}
+    config = _inside(version, server_config(LAPTOP, BRANCH, inside, install_routes=install_routes))
+    with no_leaks(server), running(server, config):
+        found = routes(server, version=version)
+        ours = {net for net, device, protocol in found if (device, protocol) == ("tun0", PROTOCOL)}
+        outside_of_net = {twin(net, version) for net in ("10.60.0.0/16", "10.60.5.0/24", "10.70.0.0/24")}
         assert ours == (outside_of_net if install_routes else set())
 
 
@@ -205,40 +220,44 @@ def test_answers_to_marked_packets_pass_the_reverse_path_filter(lab: Lab, rp_fil
         packets.wait_for(6)
 
 
-def test_a_mask_lets_other_bits_of_the_mark_be_anothers(lab: Lab) -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+def test_a_mask_lets_other_bits_of_the_mark_be_anothers(lab: Lab, version: int) -> None:
     """As kube-proxy's 0x4000. What is not the tunnel's goes its own way."""
-    server, client = cable(lab)
-    server.ip("address add 198.51.100.7/32 dev lo")
-    client.ip(f"route add default via {SERVER}")
+    server, client = dual_cable(lab)
+    far = twin("198.51.100.7", version)
+    server.ip(f"address add {far} dev lo")
+    client.ip(f"route add default via {SERVER if version == 4 else SERVER_6}")
     with (
-        running(server, server_config()),
+        running(server, _inside(version, server_config())),
         running(client, client_config(mark={**MARK, "mask": "0xff"}), until=UPLOADING),
-        capture(server, "tun0", "icmp") as packets,
+        capture(server, "tun0", f"host {far}") as packets,
     ):
         for mark in (0x4064, 0x64, 0xFFFF_FF64):
-            assert ping(client, "198.51.100.7", count=1, mark=mark).ok
+            assert ping(client, far, count=1, mark=mark).ok
         packets.wait_for(6)
         for mark in (0, 0x4000, 0x65, 0x164 ^ 0x64):
-            assert ping(client, "198.51.100.7", count=1, mark=mark).ok
+            assert ping(client, far, count=1, mark=mark).ok
         assert len(packets.packets) == 6
 
 
-def test_a_killed_runs_rule_goes_also_if_its_mask_was_another(lab: Lab) -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+def test_a_killed_runs_rule_goes_also_if_its_mask_was_another(lab: Lab, version: int) -> None:
     server, _ = cable(lab)
     masks: list[Config] = [{"mask": "0xff"}, {}, {"mask": 0xFFFF}, {"mask": "0xff"}]
     for number, mask in enumerate(masks):
-        with running(server, server_config(mark={**MARK, **mask})) as daemon:
-            [rule] = [rule for rule in server.ip("-4 rule show") if "fwmark" in rule]
+        with running(server, _inside(version, server_config(mark={**MARK, **mask}))) as daemon:
+            [rule] = [rule for rule in server.ip(f"-{version} rule show") if "fwmark" in rule]
             assert int(rule["fwmark"], 16) == 100
             assert int(rule.get("fwmask", "0xffffffff"), 16) == [0xFF, 0xFFFF_FFFF, 0xFFFF, 0xFF][number]
             daemon.stop(STOP_S, with_signal=signal.SIGKILL if number < len(masks) - 1 else signal.SIGTERM)
         wait_until(lambda: not has_interface(server, "tun0"), STOP_S, "tun0 to go")
-    assert mark_rules(server) == []
+    assert mark_rules(server) == mark_rules(server, 6) == []
 
 
 # One client's flood and another one's packets
 
 
+@pytest.mark.usefixtures("each_plane")
 def test_a_flood_for_one_client_takes_nothing_from_another(lab: Lab) -> None:
     """While the server does not read, more comes for one client than an interface keeps: what comes for the other one
     then has a queue of its own."""

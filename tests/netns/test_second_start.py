@@ -202,7 +202,7 @@ def test_an_interface_that_is_there(lab: Lab, make: Callable[[Host], None], word
     with running(server, server_config(), "--log-level", "debug") as daemon, no_leaks(server, client):
         mark = daemon.log_end
         log = refused(client, client_config())
-        assert "ERROR   tun0: cannot create TUN interface tun0: the name is taken, " in log
+        assert "ERROR   tun0: cannot create interface tun0: the name is taken, " in log
         assert words in log
         assert daemon.log[mark:] == ""
 
@@ -212,7 +212,7 @@ def test_an_interface_that_comes_while_the_client_runs(lab: Lab) -> None:
     server, client = cable(lab)
     with running(client, client_config()) as daemon:
         client.ip("tuntap add dev tun0 mode tun")
-        daemon.wait_for_log("ERROR   tun0: cannot create TUN interface tun0: the name is taken", 30)
+        daemon.wait_for_log("ERROR   tun0: cannot create interface tun0: the name is taken", 30)
         with running(server, server_config(), "--log-level", "debug") as hub:
             mark = hub.log_end
             after = daemon.log_end
@@ -251,7 +251,7 @@ def test_a_stranger_has_the_name(lab: Lab, mighty: bool) -> None:
             assert DOUBT in first.log
             with undisturbed(server, client):
                 log = refused(client, client_config())
-                assert "tun0: cannot create TUN interface tun0: the name is taken" in log
+                assert "tun0: cannot create interface tun0: the name is taken" in log
                 assert who in log
             answer = client.run([*command(), "doctor", config_of(first)], check=False).stdout
             assert f"WARNING routes       process {pid_inside(thief)} of user {NOBODY}" in answer

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.harness import ROOT, Host, Lab, Process, ping, wait_until
+from tests.harness import ROOT, Host, Lab, Process, ping, wait_for_ping
 
+from .dual import HUB, dual_cable, dual_config, rules_6
 from .ordinary import PLAIN, add_user, open_to_everybody
-from .topologies import TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, server_config
+from .topologies import UPLOADING, allowed, client_config, server_config
 
 pytestmark = pytest.mark.netns
 
@@ -73,10 +74,10 @@ def identity(pid: int) -> dict[str, str]:
 
 
 def test_a_whole_life(lab: Lab) -> None:
-    server, client = map(prepared, cable(lab))
+    server, client = map(prepared, dual_cable(lab))
     # Root's service, as in conf: the port needs a capability, and the rule another.
     hub: dict[str, Any] = {
-        "interfaces": [server_config(port=80, mark={"value": 7, "table": 7})],
+        "interfaces": [dual_config(port=80, mark={"value": 7, "table": 7})],
         "user": "tapotun",
         "admin": {"listen": 9433},
     }
@@ -88,7 +89,7 @@ def test_a_whole_life(lab: Lab) -> None:
     with start(server, "--name", "hub", file) as daemon, start(client, "--user", "tapotun", laptop) as far:
         daemon.wait_for_log(LISTENING)
         far.wait_for_log(UPLOADING, timeout=PATIENCE_S)
-        assert ping(client, TUNNEL_SERVER).ok
+        assert all(ping(client, address).ok for address in HUB)
         for process, kept in ((daemon, NET_ADMIN | NET_BIND_SERVICE), (far, NET_ADMIN)):
             it = identity(process.pid)
             assert it["Uid"] == it["Gid"] == " ".join([str(UID)] * 4)
@@ -129,7 +130,7 @@ def test_a_whole_life(lab: Lab) -> None:
         assert "tun0: the name is taken: process " in refusal(server, file)
 
         # A reload applies what it can as this user, and says what it cannot.
-        file.write_text(json.dumps({**hub, "interfaces": [server_config(port=80, mtu=1400)]}), encoding="utf-8")
+        file.write_text(json.dumps({**hub, "interfaces": [dual_config(port=80, mtu=1400)]}), encoding="utf-8")
         said = verb(server, "reload").stdout
         assert "tun0: mtu changed (1500 -> 1400)\n" in said
         assert "tun0: mark changed (7 in table 7 -> none)\n" in said
@@ -149,12 +150,14 @@ def test_a_whole_life(lab: Lab) -> None:
         daemon.wait(PATIENCE_S)
         with start(server, "--name", "hub", file) as again:
             again.wait_for_log(LISTENING)
-            wait_until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, PATIENCE_S, "the tunnel", far.tail)
+            for address in HUB:
+                wait_for_ping(client, address, PATIENCE_S)
             assert far.stop(PATIENCE_S) == 0
             assert again.stop(PATIENCE_S) == 0
     assert server.run(["find", "/run/tapotun", "-type", "s"]).stdout == ""
     assert "tun0" not in server.run(["ip", "link"]).stdout
     assert "fwmark" not in server.run(["ip", "rule"]).stdout
+    assert rules_6(server) == []
 
 
 def test_what_is_refused_at_the_start(lab: Lab) -> None:

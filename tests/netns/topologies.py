@@ -212,9 +212,10 @@ def numbers(packets: Iterable[bytes]) -> list[int]:
     return [int.from_bytes(packet[28:32], "big") for packet in packets if packet[9:10] == b"\x11"]
 
 
-def addresses(host: Host, interface: str) -> list[str]:
-    """The IPv4 addresses of an interface with their prefixes, in the kernel's order; none if it is not there."""
-    links = [link for link in host.ip("-4 address show") if link["ifname"] == interface]
+def addresses(host: Host, interface: str, version: int = 4) -> list[str]:
+    """The addresses of an interface with their prefixes, in the kernel's order; none if it is not there. Of IPv6,
+    link-local ones are among them."""
+    links = [link for link in host.ip(f"-{version} address show") if link["ifname"] == interface]
     return [f"{address['local']}/{address['prefixlen']}" for link in links for address in link["addr_info"]]
 
 
@@ -239,15 +240,15 @@ def device_to(host: Host, address: str) -> str:
     return str(json.loads(answer)[0]["dev"]) if answer.strip() else ""
 
 
-def mark_rules(host: Host) -> list[tuple[int, str, str]]:
+def mark_rules(host: Host, version: int = 4) -> list[tuple[int, str, str]]:
     """The rules that have a fwmark: mark, table, protocol."""
-    rules = host.ip("-4 -N rule show")
+    rules = host.ip(f"-{version} -N rule show")
     return [(int(rule["fwmark"], 16), rule["table"], rule.get("protocol", "")) for rule in rules if "fwmark" in rule]
 
 
-def routes(host: Host, table: str = "main") -> set[tuple[str, str, str]]:
-    """The IPv4 routes of a table: destination, interface, protocol as a number."""
-    found = host.ip("-4 -N route show table all")  # `table 100` alone is an error as long as it is empty
+def routes(host: Host, table: str = "main", version: int = 4) -> set[tuple[str, str, str]]:
+    """The routes of a table: destination, interface, protocol as a number."""
+    found = host.ip(f"-{version} -N route show table all")  # `table 100` alone is an error as long as it is empty
     return {
         (route["dst"], route.get("dev", ""), route.get("protocol", ""))
         for route in found

@@ -2,18 +2,19 @@
 
 import { byId, el, Keyed, setAttribute, setShown, setText } from "./dom.js";
 import { count, moment, plural, rate, reasons, since, size, total } from "./format.js";
+import { MacTable } from "./macs.js";
 import { added, ofInterface, summed } from "./model.js";
 
 const TRAFFIC = ["Received", "Sent", "Dropped", "Refused"];
-const FACTS = ["Addresses", "MTU", "Listening", "Peers", ...TRAFFIC, "Restarts", "Repairs"];
+const FACTS = ["Device", "Addresses", "MTU", "Listening", "Peers", ...TRAFFIC, "Flooded", "Restarts", "Repairs"];
 const TONES = { up: "good", connecting: "warn", starting: "warn", degraded: "warn", failed: "bad" };
 
 export class Interfaces {
   #cards;
 
-  /** `plot(key)` shows that series in the plots. */
-  constructor(plot) {
-    this.#cards = new Keyed(byId("interfaces"), (name) => new Card(name, plot));
+  /** `plot(key)` shows that series in the plots. `macs()` returns the tables of MAC addresses; throws Refused. */
+  constructor(plot, macs) {
+    this.#cards = new Keyed(byId("interfaces"), (name) => new Card(name, plot, macs));
   }
 
   update(status, peers, now) {
@@ -32,7 +33,9 @@ class Card {
   #error = el("p", { class: "error" });
   #rows = new Map();
 
-  constructor(name, plot) {
+  #macs;
+
+  constructor(name, plot, macs) {
     const button = el("button", { class: "button small", type: "button" }, "Plot");
     button.setAttribute("aria-label", `Plot ${name}`);
     button.addEventListener("click", () => plot(ofInterface(name)));
@@ -45,7 +48,8 @@ class Card {
     }
     const head = el("div", { class: "interface-head" }, el("h3", {}, name), this.#kind, this.#pill, button);
     const named = { class: "card interface", "aria-label": `Interface ${name}` };
-    this.nodes = [el("article", named, head, this.#error, list)];
+    this.#macs = new MacTable(name, macs);
+    this.nodes = [el("article", named, head, this.#error, list, this.#macs.node)];
   }
 
   update(status, peers, now) {
@@ -57,6 +61,8 @@ class Card {
     const last = status.state === "failed" || why === "" ? why : `Last failure: ${why}`;
     setText(this.#error, status.degraded ?? last);
     const sum = summed(peers);
+    const bridge = status.bridge === null ? "" : `, port of bridge ${status.bridge}`;
+    this.#fact("Device", status.device === "tap" ? `TAP ${status.mac ?? ""}${bridge}` : "");
     this.#fact("Addresses", status.addresses.join(", "));
     this.#fact("MTU", status.mtu_bytes === null ? "" : String(status.mtu_bytes));
     this.#fact("Listening", status.listen.map((at) => at.address + (status.path ?? "")).join(", "));
@@ -67,6 +73,8 @@ class Card {
     this.#fact("Dropped", total(status.device_drops) ? reasons(status.device_drops) : "");
     const refused = added(status.refusals, ...status.listen.map((at) => at.refusals));
     this.#fact("Refused", total(refused) ? reasons(refused) : "");
+    this.#fact("Flooded", status.flooded_packets ? plural(status.flooded_packets, "packet") : "");
+    this.#macs.update(status.macs);
     this.#fact("Restarts", status.restarts ? plural(status.restarts, "time") : "");
     this.#fact("Repairs", status.repairs ? plural(status.repairs, "time") : "");
   }

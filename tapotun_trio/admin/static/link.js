@@ -84,6 +84,16 @@ export class Link {
     }
   }
 
+  /** Read a document. Throws Refused. */
+  async read(path) {
+    try {
+      return await ask("GET", path);
+    } catch (error) {
+      if (error.status === 401) this.#over();
+      throw error;
+    }
+  }
+
   /** Reconnect now instead of at the next attempt. */
   retry() {
     if (this.state === "lost") this.#connect();

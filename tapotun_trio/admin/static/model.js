@@ -144,6 +144,22 @@ export function sumOf(trouble) {
   return [...trouble.values()].reduce((sum, { number }) => sum + number, 0);
 }
 
+/** What an operator should know of updates: `update` of a status document, which may be null. Empty: nothing. */
+export function updateText(update) {
+  if (!update) return "";
+  const { available: version, refused } = update;
+  const parts = [];
+  if (version !== null && refused.includes(version)) {
+    parts.push(`Version ${version} is available. It did not start here, and is not installed again.`);
+  } else if (version !== null) {
+    const kept = update.downloaded_version === version ? `, and lies in ${update.downloaded}` : "";
+    parts.push(`Version ${version} is available${kept}: ${update.command}.`);
+  }
+  if (update.obstacle !== null) parts.push(`Updates are only reported: ${update.obstacle}.`);
+  if (update.error !== null) parts.push(`The last check for updates failed: ${update.error}.`);
+  return parts.join(" ");
+}
+
 const RECENT_MS = 60_000;
 
 /** The growth of counters in the last minute. */

@@ -7,7 +7,7 @@ import { clock, moment, since, span } from "./format.js";
 import { History } from "./history.js";
 import { Interfaces } from "./interfaces.js";
 import { Link } from "./link.js";
-import { pastSamples, peersOf, samplesOf, troubles } from "./model.js";
+import { pastSamples, peersOf, samplesOf, troubles, updateText } from "./model.js";
 import { Peers } from "./peers.js";
 import { forgetColours, sparksShown } from "./plot.js";
 import { Traffic } from "./traffic.js";
@@ -25,7 +25,7 @@ new Reload(link);
 const events = new Events();
 const traffic = new Traffic(history, (from) => events.since(from));
 const plot = (key) => traffic.select(key);
-const interfaces = new Interfaces(plot);
+const interfaces = new Interfaces(plot, () => link.read("api/macs"));
 const peers = new Peers({ history, plot, disconnect: (...client) => disconnect.ask(...client) });
 const drops = new Troubles();
 let firstVersion = null;
@@ -53,6 +53,9 @@ function showStatus({ at, status }) {
   peers.update(all, now);
   drops.update(found, now);
   showConfig(status, now);
+  const update = updateText(status.update);
+  setText(byId("update-text"), update);
+  setShown(byId("update"), update !== "");
 }
 
 function showConfig(status, now) {

@@ -147,6 +147,7 @@ class Detail {
     this.#set("Encryption", peer.tls ?? proxied ?? { false: "none" }[peer.encrypted] ?? "not known");
     const protocol = { true: "extended protocol", false: "base protocol" }[peer.extended];
     this.#set("Software", peer.agent ?? protocol ?? NOTHING);
+    this.#set("IPv6", { true: "carried", false: "not carried" }[peer.ipv6] ?? "not known");
     this.#set("Connected since", at(peer.connected_since));
     this.#set("Last heard", at(peer.last_frame_at));
     this.#set("Last seen", at(peer.last_seen_at));

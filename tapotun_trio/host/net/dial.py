@@ -10,14 +10,16 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from ipaddress import IPv4Address
 from itertools import chain, zip_longest
 from typing import Final, Protocol, TypeAlias
 
 import trio
 
 from ...errors import EndReason, HostError, PeerError, ShortageError, shortage_of
+from ...families import IPNetwork, host_network, is_within
 from .resolver import Address, Resolver
 from .sockets import Connection, address_text, avoid_bbr, peer_name
 
@@ -25,7 +27,9 @@ from .sockets import Connection, address_text, avoid_bbr, peer_name
 ATTEMPT_DELAY_S: Final = 0.25
 # For this long only the addresses of the name are tried. After that, the addresses that worked last are tried too.
 NAME_ALONE_S: Final = 2.0
-_SOME_IPV6: Final = ("64:ff9b::c000:aa", 53)  # any address that only a default route leads to
+# An address of each family that only a default route leads to: 192.0.0.170 of RFC 7050, and what NAT64 makes of it.
+_FAR: Final = {4: (socket.AF_INET, ("192.0.0.170", 53)), 6: (socket.AF_INET6, ("64:ff9b::c000:aa", 53))}
+_NOT_FAR: Final = (10, 127)  # the first bytes of RFC 1918's largest network and of the loopback
 _SO_MARK: Final = 36  # asm-generic/socket.h; socket has no name for it
 
 
@@ -132,7 +136,7 @@ async def connect(
     async def by_nat64(addresses: Sequence[Address]) -> None:
         nonlocal has_no_nat64
         unreachable = [each for each in addresses if race.failures.get(address_text(each[1])) == errno.ENETUNREACH]
-        if not any(family == socket.AF_INET for family, _ in unreachable) or not _has_ipv6_route(mark):
+        if not any(family == socket.AF_INET for family, _ in unreachable) or not has_default_route(6, mark):
             return
         synthesized = await resolver.through_nat64(unreachable)
         has_no_nat64 = not synthesized
@@ -275,13 +279,27 @@ async def connect_socket(sock: socket.socket, address: tuple[str, int] | tuple[s
         raise OSError(error, os.strerror(error))
 
 
-def _has_ipv6_route(mark: int | None) -> bool:
-    """Whether this machine has an IPv6 default route: only then may it reach a NAT64. Sends nothing."""
+def has_default_route(version: int, mark: int | None = None) -> bool:
+    """Whether this machine has a default route of an IP version, for packets with this fwmark. Sends nothing."""
+    return _has_route(*_FAR[version], mark)
+
+
+def has_default_route_past(networks: Collection[IPNetwork]) -> bool:
+    """Whether this machine has a default route of IPv4 by which packets go that go into none of these networks. Sends
+    nothing. False if there is hardly an address outside of them."""
+    family, (far, port) = _FAR[4]
+    for each in (far, *(f"{first}.0.0.170" for first in range(1, 224) if first not in _NOT_FAR)):
+        if not any(is_within(host_network(IPv4Address(each)), network) for network in networks):
+            return _has_route(family, (each, port))
+    return False
+
+
+def _has_route(family: int, address: tuple[str, int], mark: int | None = None) -> bool:
     try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             if mark is not None:
                 _set_mark(sock, mark)
-            sock.connect(_SOME_IPV6)
+            sock.connect(address)
     except OSError:
         return False
     return True

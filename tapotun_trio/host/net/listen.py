@@ -62,10 +62,13 @@ class Listener:
     async def accept(self) -> Connection:
         """The next connection. Cancel-safe; always a checkpoint.
 
-        Raises ShortageError if the process or the machine has no descriptors or memory for it: wait a little and try
-        again.
+        Raises trio.ClosedResourceError if it is closed. Raises ShortageError if the process or the machine has no
+        descriptors or memory for it: wait a little and try again.
         """
         while True:
+            if self._sock.fileno() < 0:
+                await trio.lowlevel.checkpoint()  # the task that has closed it has most likely cancelled this one
+                raise trio.ClosedResourceError(f"the listener on {self.name} is closed")
             try:
                 await trio.lowlevel.wait_readable(self._sock)
                 sock = self._accept()

@@ -51,15 +51,20 @@ def candidates(
     networks: Collection[IPNetwork],
     own: int,
     within: Collection[IPNetwork] = (),
+    on_bridge: Collection[tuple[int, IPAddress]] = (),
 ) -> list[Candidate]:
     """Return the networks of ``addresses`` that contain one of ``networks``, or that have more than one address and lie
-    in one of ``within``, except those of the interface ``own``. Pure."""
+    in one of ``within``, except those of the interface ``own``, and of ``on_bridge``, its addresses on a bridge with
+    the bridge's index. Link-local addresses of IPv6 do not count either: every link has the same network of them, to
+    which nothing is routed. Pure."""
     # Of two networks, one contains the other, or they do not overlap. So in sorted order, only the first network that
     # is not before an address's network has to be compared with it. There may be thousands of both.
     wanted = sorted((network.version, int(network.network_address), network.prefixlen) for network in networks)
     found: dict[tuple[int, IPNetwork], Candidate] = {}
     for address in addresses:
-        if address.index == own:
+        if address.index == own or (address.index, address.ip) in on_bridge:
+            continue
+        if address.ip.version == 6 and address.ip.is_link_local:
             continue
         is_loopback = address.index == _LOOPBACK_INDEX
         alone = host_network(address.ip)
@@ -84,16 +89,21 @@ def probe_address(network: IPNetwork, own: IPAddress) -> IPAddress:
 
 
 async def find_attached(
-    kernel: Rtnetlink, own: int, networks: Collection[IPNetwork], within: Collection[IPNetwork] = ()
+    kernel: Rtnetlink,
+    own: int,
+    networks: Collection[IPNetwork],
+    within: Collection[IPNetwork] = (),
+    on_bridge: Collection[tuple[int, IPAddress]] = (),
 ) -> list[AttachedNetwork]:
-    """As `Network.attached`. ``own``: the index of the interface whose networks do not count.
+    """As `Network.attached`. ``own``: the index of the interface whose networks do not count; ``on_bridge``: its
+    addresses on a bridge, which do not count either.
 
     A checkpoint. Cancel-safe. Raises HostError as `Rtnetlink` does.
     """
     if not networks and not within:
         return []
     addresses = await kernel.dump(codec.dump_addresses(), codec.read_assigned)
-    possible = candidates(addresses, networks, own, within)
+    possible = candidates(addresses, networks, own, within, on_bridge)
     if not possible:
         return []
     found = await kernel.dump(link_codec.dump_links(), link_codec.read_attachable_link)

@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 
 from ...cooperative import PART, Steps
 from ...families import IPAddress, IPNetwork, is_host
-from ..items import MAIN_METRICS, MAIN_TABLE, Address, ConnectedRoute, HostRoute, Item, Route, RouteKey, Rule
+from ..items import (
+    MAIN_METRICS,
+    MAIN_TABLE,
+    Address,
+    BridgeAddress,
+    BridgePort,
+    ConnectedRoute,
+    HostRoute,
+    Item,
+    OwnBridge,
+    Route,
+    RouteKey,
+    Rule,
+)
 from . import codec
 from .codec import FAMILIES, KERNEL_PROTOCOL, PROTOCOL
 from .reader import NetworkReader
@@ -27,6 +40,7 @@ class Present:
         addresses: each with its prefix length.
         connected: the IP version, the destination and the prefix length of each route that the kernel itself added.
         host_routes: the destination and the table of each host route.
+        bridging: the items of the bridge; `Bridges.present` finds them.
     """
 
     addresses: set[tuple[IPAddress, int]] = field(default_factory=set)
@@ -34,6 +48,7 @@ class Present:
     routes: set[RouteKey] = field(default_factory=set)
     rules: set[Rule] = field(default_factory=set)
     host_routes: set[tuple[IPAddress, int]] = field(default_factory=set)
+    bridging: set[Item] = field(default_factory=set)
 
     def has(self, item: Item) -> bool:
         match item:
@@ -45,6 +60,8 @@ class Present:
                 return item in self.rules
             case HostRoute(address=address, table=table):
                 return (address, table) in self.host_routes
+            case OwnBridge() | BridgePort() | BridgeAddress():
+                return item in self.bridging
             case ConnectedRoute(interface):
                 network = interface.network
                 is_made = network.prefixlen < 32 or network.version == 6  # a /32 address gets none, and a /128 does

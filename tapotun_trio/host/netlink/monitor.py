@@ -32,10 +32,10 @@ from pyroute2.netlink.rtnl import (
 from ...errors import HostError, shortage_of
 from ..interfaces import Change, InterfaceChange
 from ..items import MAIN_TABLE, RouteKey
-from . import codec, link_codec
+from . import bridge_codec, codec, link_codec
 from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelAddress
 from .link_codec import Link
-from .socket import Rtnetlink, split
+from .socket import Refusal, Rtnetlink, split
 from .tracker import HALF_DEFAULT, InterfaceTracker, NetworkTracker
 
 # A change is reported after this much silence: a DHCP client, or `ip link set down`, makes several changes at once.
@@ -172,11 +172,23 @@ async def open_interface(
     index: int, is_route: Callable[[RouteKey], bool]
 ) -> AsyncIterator[AsyncIterator[InterfaceChange]]:
     """Implements `Host.open_interface`."""
-    tracker = InterfaceTracker(index, is_route)
+    tracker = InterfaceTracker(index, is_route, await _master_of(index))
     groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | _RTMGRP_IPV4_NETCONF
     groups |= RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE | RTMGRP_IPV6_RULE
     async with _open_monitor(groups, tracker, OUR_ROUTES) as monitor:
         yield monitor
+
+
+async def _master_of(index: int) -> int:
+    """The index of the bridge that a link is a port of; 0: of none. If it becomes one before the notifications are
+    read, the first of them says so. Raises HostError."""
+    with _as_host_error():
+        kernel = Rtnetlink()
+    try:
+        answer = await kernel.ask(link_codec.get_link(index=index))
+    finally:
+        kernel.close()
+    return 0 if isinstance(answer, Refusal) else bridge_codec.read_master(memoryview(answer))
 
 
 @asynccontextmanager

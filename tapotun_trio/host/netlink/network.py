@@ -44,15 +44,16 @@ from typing import Final
 import trio
 
 from ...cooperative import run_cooperatively
-from ...errors import HostError, ShortageError, shortage_of
+from ...errors import HostError, MissingBridgeError, ShortageError, shortage_of
 from ...families import IPAddress, IPInterface, IPNetwork, with_prefix
-from ...text import interface_setting
 from ..items import (
     CONNECTED_METRICS,
     MAIN_METRICS,
     MAIN_TABLE,
     Address,
     AttachedNetwork,
+    BridgeAddress,
+    BridgePort,
     ConnectedRoute,
     CurrentRoute,
     HostRoute,
@@ -60,17 +61,18 @@ from ..items import (
     ItemsRefused,
     LinkState,
     NextHop,
+    OwnBridge,
     Route,
     Rule,
-    version_of,
 )
-from ..process.privileges import missing_net_admin
 from . import codec, link_codec
 from .attached import find_attached
+from .bridges import BridgeItem, Bridges
 from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelRoute
 from .inventory import Inventory, absent
 from .link_codec import Link
 from .reader import NetworkReader
+from .refusals import IPV6_MIN_MTU, describe, ipv6_remedy, refused
 from .route_lookup import RouteLookup, add_host_route, alone, host_route_metric, left_over
 from .socket import Refusal, Rtnetlink
 
@@ -90,10 +92,6 @@ _ABSENT: Final = frozenset(
     {errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}
 )
 
-_IPV6_MIN_MTU: Final = 1280  # in bytes; below it, the kernel gives an interface no IPv6 (linux/ipv6.h)
-
-_TRANSIENT: Final = frozenset({errno.ENOMEM, errno.ENOBUFS})  # the same request may succeed later
-
 
 class Netlink:
     """A `Network` on a netlink socket of its own. `open_netlink` makes and closes it.
@@ -105,6 +103,7 @@ class Netlink:
         self._kernel = kernel
         self._reader = NetworkReader(kernel)
         self._lookup = RouteLookup(kernel, self._reader)
+        self._bridges = Bridges(kernel, self._reader)
         self._lock = trio.Lock()
         self._shortage: ShortageError | None = None  # the first one during the current `add`
         self._indexes: dict[str, int] = {}  # of each interface, since its name may change
@@ -122,18 +121,16 @@ class Netlink:
             refusals = await self._kernel.transact([*optional, up, bytearray(silent)])
             # A refusal of the other requests is ignored: the tunnel works without them.
             if (refusal := refusals.get(len(optional))) is not None:
-                raise _refused(f"interface {name} with MTU {mtu}", name, refusal)
-            if link.mtu < _IPV6_MIN_MTU <= mtu:
+                raise refused(f"interface {name} with MTU {mtu}", name, refusal)
+            if link.mtu < IPV6_MIN_MTU <= mtu:
+                await self._bridges.refuse_ipv6_again(name, link.index)
                 await self._remove_link_local(link)
 
     async def _remove_link_local(self, link: Link) -> None:
         """Remove the link-local address of an interface whose MTU has just become large enough for IPv6. Below that MTU
         the kernel has discarded the interface's IPv6 settings, so it has made that address with the default settings if
         the interface was up."""
-        found = await self._kernel.dump(codec.dump_addresses(link.index, AF_INET6), codec.read_assigned)
-        automatic = [
-            each for each in found if (each.index, each.ip.version) == (link.index, 6) and each.ip.is_link_local
-        ]
+        automatic = await self._reader.link_local(link.index)
         await self._kernel.transact([codec.remove_assigned(each) for each in automatic])
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
@@ -141,8 +138,13 @@ class Netlink:
         async with self._lock:
             link = await self._link(name)
             failed: dict[Item, str] = {}
+            bridgeless: list[MissingBridgeError] = []
             self._shortage = None
-            for addresses, connected, routes, rules, host_routes in _runs_of_one_kind(items):
+            for addresses, connected, routes, rules, host_routes, bridging in _runs_of_one_kind(items):
+                for item, error in (await self._bridges.add(name, link, bridging, failed)).items():
+                    failed[item] = self._note(error)
+                    if isinstance(error, MissingBridgeError):
+                        bridgeless.append(error)
                 if addresses:
                     failed |= await self._add_addresses(link, addresses)
                 if connected:
@@ -159,31 +161,33 @@ class Netlink:
                     routeless = {(item.network.version, item.table) for item in failed if isinstance(item, Route)}
                     untried = [rule for rule in rules if (rule.version, rule.table) in routeless]
                     failed |= {
-                        rule: f"{_describe(rule, name)}: not tried, as the route of its table was refused"
+                        rule: f"{describe(rule, name)}: not tried, as the route of its table was refused"
                         for rule in untried
                     }
                     failed |= await self._add_rules(link, [rule for rule in rules if rule not in untried])
             if failed:
-                raise ItemsRefused(failed, self._shortage)
+                missing_bridge = bridgeless[0] if bridgeless and len(bridgeless) == len(failed) else None
+                raise ItemsRefused(failed, self._shortage, missing_bridge)
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         """As `Network.remove`. Continues after a failure, and raises the first one at the end."""
         async with self._lock:
             link = await self._find_link(name)
             failures: list[HostError] = []
-            for addresses, _, routes, rules, host_routes in _runs_of_one_kind(items):
+            for addresses, _, routes, rules, host_routes, bridging in _runs_of_one_kind(items):
+                failures += await self._bridges.remove(name, link, bridging)
                 failures += await self._remove_host_routes(name, link, host_routes)
                 if link is not None:  # otherwise they disappeared with it
                     batch = (codec.remove_address(link.index, address) for address in addresses)
                     refusals = await self._kernel.transact(chain(batch, codec.remove_routes(link.index, routes)))
                     both: list[Item] = [*addresses, *routes]
                     failures += [
-                        _refused(_describe(both[index], name), name, refusal)
+                        refused(describe(both[index], name), name, refusal)
                         for index, refusal in sorted(_without(refusals, _ABSENT).items())
                     ]
                 for rule in rules:
                     refusals = await self._remove_rule(name, rule)
-                    failures += [_refused(_describe(rule, name), name, refusal) for refusal in refusals.values()]
+                    failures += [refused(describe(rule, name), name, refusal) for refusal in refusals.values()]
             if failures:
                 raise failures[0]
 
@@ -193,13 +197,15 @@ class Netlink:
         """As `Network.next_hop`."""
         async with self._lock, alone():
             link = await self._link(name)
-            return await self._lookup.next_hop(link.index, address, mark or 0, hidden)
+            networks = self._bridges.networks(link.index)
+            return await self._lookup.next_hop(link.index, address, mark or 0, hidden, networks)
 
     async def leads_into(self, name: str, address: IPAddress, mark: int | None) -> bool:
         """As `Network.leads_into`."""
         async with self._lock:
             link = await self._link(name)
-            return await self._lookup.leads_into(link.index, address, mark or 0)
+            networks = self._bridges.networks(link.index)
+            return await self._lookup.leads_into(link.index, address, mark or 0, networks)
 
     async def current_routes(
         self, name: str, addresses: Collection[str], mark: int | None
@@ -215,7 +221,8 @@ class Netlink:
         """As `Network.attached`."""
         async with self._lock:
             link = await self._link(name)
-            return await find_attached(self._kernel, link.index, networks, within)
+            own = self._bridges.addresses(link.index)
+            return await find_attached(self._kernel, link.index, networks, within, own)
 
     async def machine_addresses(self) -> frozenset[IPInterface]:
         """As `Network.machine_addresses`."""
@@ -226,6 +233,11 @@ class Netlink:
                 for address in found
                 if address.ip.version == 4 or not address.ip.is_link_local
             )
+
+    async def bridge_addresses(self, name: str, bridge: str) -> frozenset[IPAddress] | None:
+        """As `Network.bridge_addresses`."""
+        async with self._lock:
+            return await self._bridges.current_addresses(await self._find_link(name), bridge)
 
     async def addresses(self) -> list[tuple[IPAddress, str]]:
         """The addresses by which others may reach this machine, each with the name of its interface."""
@@ -244,6 +256,11 @@ class Netlink:
             await self._kernel.transact([codec.remove_kernel_route(route) for route in found])
             return [str(route.network.network_address) for route in found]
 
+    async def remove_left_over_bridges(self, name: str, kept: str | None) -> list[str]:
+        """As `Network.remove_left_over_bridges`."""
+        async with self._lock:
+            return await self._bridges.remove_left_over(name, kept)
+
     async def index(self, name: str) -> int:
         """As `Network.index`."""
         async with self._lock:
@@ -255,7 +272,8 @@ class Netlink:
             link = await self._find_link(name)
             if link is None:
                 return None
-            return LinkState(link.name, link.admin_up, link.mtu, is_strict=_filters_strictly(link.name))
+            is_strict = _filters_strictly(link.name)
+            return LinkState(link.name, link.admin_up, link.mtu, is_strict, await self._bridges.blocked_reason(link))
 
     async def missing(self, name: str, items: Sequence[Item]) -> list[Item]:
         """As `Network.missing`."""
@@ -268,6 +286,8 @@ class Netlink:
                     present = await inventory.read(items, priorities)
             else:
                 present = await inventory.read(items, priorities)
+            bridging = [item for item in items if isinstance(item, (OwnBridge, BridgePort, BridgeAddress))]
+            present.bridging = await self._bridges.present(name, link, bridging)
             return await run_cooperatively(absent(items, present))
 
     async def rename(self, name: str) -> None:
@@ -279,7 +299,7 @@ class Netlink:
             if refusal is not None and refusal.errno == errno.EBUSY:  # the link is up (before Linux 6.2)
                 refusal = (await self._kernel.transact([link_codec.set_link_down(link.index), rename])).get(1)
             if refusal is not None:
-                raise _refused(f"interface {link.name} cannot be renamed to {name}", link.name, refusal)
+                raise refused(f"interface {link.name} cannot be renamed to {name}", link.name, refusal)
 
     async def _find_link(self, name: str) -> Link | None:
         index = self._indexes.get(name)
@@ -434,7 +454,7 @@ class Netlink:
         if _filters_strictly(link.name):
             refusals = await self._kernel.transact([link_codec.set_rp_filter(link.index, _RP_FILTER_LOOSE)])
             for refusal in refusals.values():
-                raise _refused(f"rp_filter of interface {link.name}", link.name, refusal)
+                raise refused(f"rp_filter of interface {link.name}", link.name, refusal)
 
     async def _slot(self, link: Link, version: int, table: int) -> int:
         """The slot of an interface in a table: the one it has, or a free one."""
@@ -472,7 +492,7 @@ class Netlink:
         batch = [codec.remove_host_route(item, host_route_metric(link.index)) for item in host_routes]
         async with alone():
             refusals = _without(await self._kernel.transact(batch), _ABSENT)
-        return [_refused(_describe(host_routes[index], name), name, refusal) for index, refusal in refusals.items()]
+        return [refused(describe(host_routes[index], name), name, refusal) for index, refusal in refusals.items()]
 
     async def _remove_rule(self, name: str, rule: Rule) -> dict[int, Refusal]:
         index = self._indexes.get(name, 0)
@@ -525,16 +545,20 @@ class Netlink:
         obstacles = 0
         for index, refusal in sorted(refusals.items()):
             item = items[index]
-            refused = _refused(_describe(item, link.name), link.name, refusal, _ipv6_remedy(item, link, refusal))
-            if self._shortage is None and isinstance(refused, ShortageError):
-                self._shortage = refused
-            text = str(refused)
+            error = refused(describe(item, link.name), link.name, refusal, ipv6_remedy(item, link, refusal))
+            text = self._note(error)
             if isinstance(item, (Route, ConnectedRoute)) and refusal.errno == errno.EEXIST:
                 obstacles += 1
                 if obstacles <= _MAX_OBSTACLES:
                     text += f"; {await self._describe_obstacle(item)}"
             reasons[item] = text
         return reasons
+
+    def _note(self, error: HostError) -> str:
+        """The text of an error; the first shortage is kept."""
+        if self._shortage is None and isinstance(error, ShortageError):
+            self._shortage = error
+        return str(error)
 
     async def _describe_obstacle(self, item: Route | ConnectedRoute) -> str:
         if isinstance(item, Route):
@@ -561,7 +585,7 @@ async def open_netlink() -> AsyncIterator[Netlink]:
 
 def _runs_of_one_kind(
     items: Sequence[Item],
-) -> Iterator[tuple[list[Address], list[ConnectedRoute], list[Route], list[Rule], list[HostRoute]]]:
+) -> Iterator[tuple[list[Address], list[ConnectedRoute], list[Route], list[Rule], list[HostRoute], list[BridgeItem]]]:
     """The items in their order, as runs of the same kind: in each tuple all lists but one are empty."""
     for _, group in groupby(items, type):
         run = list(group)
@@ -571,6 +595,7 @@ def _runs_of_one_kind(
             [item for item in run if isinstance(item, Route)],
             [item for item in run if isinstance(item, Rule)],
             [item for item in run if isinstance(item, HostRoute)],
+            [item for item in run if isinstance(item, (OwnBridge, BridgePort, BridgeAddress))],
         )
 
 
@@ -599,46 +624,3 @@ def _rp_filter(interface: str) -> int:
             return int(file.read())
     except (OSError, ValueError):
         return 0
-
-
-def _describe(item: Item, name: str) -> str:
-    match item:
-        case Address(interface):
-            return f"address {interface} dev {name}"
-        case ConnectedRoute(interface):
-            return f"route {interface.network} dev {name}"
-        case Route(network, table):
-            return f"route {network} dev {name}" + (f" table {table}" if table != MAIN_TABLE else "")
-        case Rule():
-            return f"{item} of {name}"
-        case HostRoute(table=table):
-            return f"host route {item}" + (f" table {table}" if table != MAIN_TABLE else "") + f" past {name}"
-
-
-def _ipv6_remedy(item: Item, link: Link, refusal: Refusal) -> str | None:
-    """What to do if the interface has no IPv6; None: that is not the reason."""
-    if version_of(item) != 6:
-        return None
-    if refusal.errno == errno.EACCES:
-        setting = interface_setting("ipv6", link.name, "disable_ipv6")
-        return f"IPv6 is switched off on this interface: `sysctl -w {setting}=0`, or remove IPv6 from the config"
-    if refusal.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
-        return "this machine has no IPv6: start the kernel without ipv6.disable=1, or remove IPv6 from the config"
-    if refusal.errno in (errno.EINVAL, errno.ENODEV) and link.mtu < _IPV6_MIN_MTU:
-        return f"the interface has no IPv6, as its MTU is {link.mtu} bytes: IPv6 needs {_IPV6_MIN_MTU}"
-    return None
-
-
-def _refused(what: str, name: str, refusal: Refusal, remedy: str | None = None) -> HostError:
-    remedies = {
-        errno.ENETDOWN: f"the interface is down: `ip link set {name} up`, and keep other programs from setting it down",
-        errno.EINVAL: "this kernel does not support it: remove it from the config that asks for it",
-        errno.ENODEV: "the interface is gone: another program deleted it",
-    }
-    if refusal.errno in _TRANSIENT:
-        shortage = shortage_of(OSError(refusal.errno, refusal.text), what)
-        assert shortage is not None
-        return shortage
-    if remedy is None:
-        remedy = missing_net_admin() if refusal.errno == errno.EPERM else remedies.get(refusal.errno)
-    return HostError(f"{what}: {refusal.text}" + (f"; {remedy}" if remedy else ""))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection
 from ipaddress import ip_address
+from socket import AF_INET6
 from typing import Final
 
 from pyroute2.netlink.rtnl import rt_proto
 
 from ...errors import HostError
 from ...families import IPAddress, IPNetwork
+from ..items import LOCAL_TABLE, MAIN_TABLE
 from . import codec, link_codec
-from .codec import FAMILIES, PROTOCOL, KernelRoute, KernelRule
+from .codec import FAMILIES, KERNEL_PROTOCOL, PROTOCOL, RTN_UNICAST, AssignedAddress, KernelRoute, KernelRule
 from .link_codec import Link
 from .socket import Refusal, Rtnetlink
 
@@ -60,6 +62,42 @@ class NetworkReader:
 
         return await self._kernel.dump(codec.dump_routes(version, table, protocol), read)
 
+    async def by_origin(self, table: int) -> list[KernelRoute]:
+        """The IPv6 routes of a table that are for packets from one network only.
+
+        The kernel cannot be asked for these alone, and a router may have every route of the Internet. So the others are
+        told by one byte, and not decoded.
+        """
+
+        def read(message: memoryview) -> KernelRoute | None:
+            if not codec.has_origin(message):
+                return None
+            route = codec.read_route(message)
+            return route if route.origin is not None and route.table == table else None
+
+        return await self._kernel.dump(codec.dump_routes(6, table), read)
+
+    async def through(self, version: int, table: int, index: int) -> list[KernelRoute]:
+        """The routes of one IP version and table that lead through the interface with this index, and through no other
+        one. The kernel leaves out the rest, which may be every route of the Internet."""
+
+        def read(message: memoryview) -> KernelRoute | None:
+            route = codec.read_route(message)
+            return route if (route.network.version, route.table, route.index) == (version, table, index) else None
+
+        return await self._kernel.dump(codec.dump_routes(version, table, index=index), read)
+
+    async def connected(self, version: int, index: int) -> set[IPNetwork]:
+        """The networks to which the kernel's own routes of one IP version lead through the interface with this index,
+        in any table but that of local addresses."""
+
+        def read(message: memoryview) -> IPNetwork | None:
+            route = codec.read_route(message)
+            is_one = (route.network.version, route.protocol, route.index) == (version, KERNEL_PROTOCOL, index)
+            return route.network if is_one and route.type == RTN_UNICAST and route.table != LOCAL_TABLE else None
+
+        return set(await self._kernel.dump(codec.dump_routes(version, 0, KERNEL_PROTOCOL, index), read))
+
     async def ours(
         self, matches: Callable[[KernelRoute], bool], versions: Collection[int] = tuple(FAMILIES)
     ) -> list[KernelRoute]:
@@ -88,6 +126,11 @@ class NetworkReader:
         addresses = [(ip_address(item.text), names.get(item.index, "")) for item in found]
         return [(address, name) for address, name in addresses if not (address.is_loopback or address.is_link_local)]
 
+    async def link_local(self, index: int) -> list[AssignedAddress]:
+        """The link-local IPv6 addresses of the interface with this index."""
+        found = await self._kernel.dump(codec.dump_addresses(index, AF_INET6), codec.read_assigned)
+        return [each for each in found if (each.index, each.ip.version) == (index, 6) and each.ip.is_link_local]
+
     async def rules(self, version: int) -> list[KernelRule]:
         """The rules of one IP version."""
 
@@ -112,8 +155,9 @@ class NetworkReader:
                 link = await self.find_link(index=other.index) if other.index else None
                 protocol = _PROTOCOL_NAMES.get(other.protocol, str(other.protocol))
                 through = f" through {link.name}" if link else ""
-                return (
-                    f"another route of protocol {protocol}{through} conflicts with it: "
-                    "remove it, or take this network out of the config that asks for it"
-                )
+                remedy = "remove it, or take this network out of the config that asks for it"
+                if network.prefixlen == 0 and table == MAIN_TABLE:
+                    halves = " and ".join(str(half) for half in network.subnets())
+                    remedy = f"route {halves} instead, which win over any default route"
+                return f"another route of protocol {protocol}{through} conflicts with it: {remedy}"
         return "a route that conflicted with it is gone again: try once more"

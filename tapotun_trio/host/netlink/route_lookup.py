@@ -6,6 +6,8 @@ Our own routes may hide the answer:
 
 - A host route of ours wins over the route that would otherwise be used. So one send removes it, asks, and adds it
   again. The kernel executes a send as a whole: very few packets fall into the gap, and a kill cannot come in between.
+- The connected route of an address that we gave to a bridge stays too, because the bridge's other networks need it.
+  Behind it are the routes through other devices, and those that a dump of the main table has through the bridge.
 - A route into our own interface stays, because without it packets would leave this machine unencrypted. To see past
   it, the kernel is asked once for every other device. (In IPv6 these answers pass over a route that refuses packets,
   such as "unreachable", since it has no device.)
@@ -13,6 +15,10 @@ Our own routes may hide the answer:
 A host route of ours carries our protocol number. Its metric is METRIC plus the index of the interface that it was made
 for. So the host routes of two interfaces with the same server do not collide; a host route whose interface is gone was
 left by a killed run; and another program's route to the same address has a lower metric and wins.
+
+IPv6 has routes for the packets from one network only. Machines with several providers have them, and OpenWrt always
+does. A lookup without a source does not find them, and a lookup with one finds the routes of all devices. So if nothing
+else leads to the address, they are looked for in a dump of the main table.
 
 IPv6 accepts a gateway that is not link-local only if the main table leads to it through its own device, or by a default
 route (ip6_route_check_nh_onlink, net/ipv6/route.c). A route of ours may lead to it. So, within one send, the gateway
@@ -28,7 +34,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from itertools import islice
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -39,6 +45,9 @@ from . import codec, link_codec
 from .codec import PROTOCOL, RTN_LOCAL, RTN_UNICAST, KernelRoute
 from .reader import NetworkReader
 from .socket import Refusal, Rtnetlink
+
+BridgeNetwork: TypeAlias = tuple[int, IPNetwork]
+"""The index of a bridge, and the network of an address that we gave to it."""
 
 METRIC: Final = 0x7400_0000
 """Our protocol number in the upper byte; the lower three bytes are the interface's index."""
@@ -144,10 +153,20 @@ class RouteLookup:
         self._kernel = kernel
         self._reader = reader
 
-    async def leads_into(self, own: int, address: IPAddress, mark: int) -> bool:
-        """Whether a packet to the address leaves through the interface ``own`` at present."""
-        (answer,) = await self._kernel.ask_together([codec.lookup_route(address, mark, match=False)])
-        return isinstance(answer, bytes) and codec.read_route(memoryview(answer)).index == own
+    async def leads_into(
+        self, own: int, address: IPAddress, mark: int, on_bridge: Collection[BridgeNetwork] = ()
+    ) -> bool:
+        """Whether a packet to the address leaves through the interface ``own`` at present, or because of one of its
+        networks ``on_bridge``."""
+        questions = [
+            codec.lookup_route(address, mark, match=match) for match in ((False, True) if on_bridge else (False,))
+        ]
+        answers = [
+            codec.read_route(memoryview(answer))
+            for answer in await self._kernel.ask_together(questions)
+            if isinstance(answer, bytes)
+        ]
+        return any(answer.index == own or (answer.index, answer.network) in on_bridge for answer in answers)
 
     async def current_routes(self, own: int, addresses: Collection[str], mark: int) -> dict[str, CurrentRoute | None]:
         """As `Network.current_routes`. ``own``: the index of the interface whose routes are left out; 0: none."""
@@ -163,16 +182,23 @@ class RouteLookup:
                     found[str(address)] = route
         return found
 
-    async def next_hop(self, own: int, address: IPAddress, mark: int, hidden: Sequence[HostRoute]) -> NextHop | None:
-        """How the address is reached without the interface ``own`` and without ``hidden``, its host routes that are in
-        the kernel. None: there is no route."""
+    async def next_hop(
+        self,
+        own: int,
+        address: IPAddress,
+        mark: int,
+        hidden: Sequence[HostRoute],
+        on_bridge: Collection[BridgeNetwork] = (),
+    ) -> NextHop | None:
+        """How the address is reached without the interface ``own``, without ``hidden``, its host routes that are in the
+        kernel, and without its networks ``on_bridge``. None: there is no route."""
         hiding = [_HidingRoute(own, item) for item in hidden if item.address == address]
         tries = 0
         while True:
             questions = [codec.lookup_route(address, mark, match=match) for match in (True, False)]
             match, chosen = await self._ask_without(hiding, questions)
             if match is None or chosen is None:
-                return None
+                return await self._by_origin({own & _INDEX_MASK}, address, mark)
             found = _hiding_route(address, match)
             if found is None or tries == _TRIES:
                 break
@@ -185,26 +211,71 @@ class RouteLookup:
             return await self._next_hop_of(replace(match, network=_everything(match)), chosen, mark)
         # The routes behind may lead into one of the interfaces that these host routes were made for.
         ours = {own & _INDEX_MASK, *(route.owner & _INDEX_MASK for route in hiding)}
-        if chosen.index & _INDEX_MASK not in ours:
+        is_on_bridge = (match.index, match.network) in on_bridge
+        if chosen.index & _INDEX_MASK not in ours and not is_on_bridge:
             return await self._next_hop_of(match, chosen, mark)
-        captured_by = (match.network, match.table) if chosen.index == own else None
+        captured_by = (match.network, match.table) if chosen.index == own or is_on_bridge else None
+        behind: dict[int, KernelRoute] = {}  # through a bridge, by its index
         candidates: list[tuple[tuple[int, int, int], int, KernelRoute]] = []
         devices = iter(await self._devices_except(ours))
         while some := list(islice(devices, _DEVICES_PER_SEND)):
             questions = [codec.lookup_route(address, mark, index=index, match=True) for index in some]
             for index, answer in zip(some, await self._ask_without(hiding, questions), strict=True):
+                if answer is not None and (index, answer.network) in on_bridge:
+                    answer = await self._behind(index, on_bridge, address)
+                    if answer is not None:
+                        behind[index] = answer
                 if answer is not None and answer.type == RTN_UNICAST:
                     if _hiding_route(address, answer) is not None:  # a route of a process that did not wait for us
                         answer = replace(answer, network=_everything(answer))
                     priority = await self._rule_priority(address.version, answer.table, mark)
                     candidates.append(((priority, -answer.network.prefixlen, answer.metric), index, answer))
         if not candidates:
-            return None
+            next_hop = await self._by_origin(ours, address, mark)
+            return None if next_hop is None else replace(next_hop, captured_by=captured_by)
         _, index, best = min(candidates, key=lambda candidate: candidate[:2])
+        if index in behind:
+            return replace(await self._next_hop_of(best, best, mark), captured_by=captured_by)
         (chosen,) = await self._ask_without(hiding, [codec.lookup_route(address, mark, index=index, match=False)])
         if chosen is None:
             return None
         return replace(await self._next_hop_of(best, chosen, mark), captured_by=captured_by)
+
+    async def _behind(self, index: int, on_bridge: Collection[BridgeNetwork], address: IPAddress) -> KernelRoute | None:
+        """The route of the main table that leads to the address through the bridge with this index, without our own
+        networks on it. None: there is none."""
+        routes = [
+            route
+            for route in await self._reader.through(address.version, MAIN_TABLE, index)
+            if address in route.network
+            and (index, route.network) not in on_bridge
+            and host_route_owner(route) is None
+            and not route.selective
+        ]
+        return min(routes, key=lambda route: (-route.network.prefixlen, route.metric), default=None)
+
+    async def _by_origin(self, ours: set[int], address: IPAddress, mark: int) -> NextHop | None:
+        """The next hop by a route of the main table for the packets from one network, in which this machine has an
+        address. That address is the source. The longest prefix wins, then the lowest metric. None: there is none."""
+        if address.version == 4:
+            return None
+        routes = [
+            route
+            for route in await self._reader.by_origin(MAIN_TABLE)
+            if route.type == RTN_UNICAST and route.index & _INDEX_MASK not in {0, *ours} and address in route.network
+        ]
+        if not routes:
+            return None
+        found = await self._kernel.dump(codec.dump_addresses(), codec.read_assigned)
+        own = [each for each in found if not each.ip.is_link_local and each.index & _INDEX_MASK not in ours]
+        for route in sorted(routes, key=lambda route: (-route.network.prefixlen, route.metric)):
+            assert route.origin is not None
+            sources = [each for each in own if each.ip in route.origin]
+            if sources:
+                # An address of the route's own device is the one that its provider has given.
+                source = min(sources, key=lambda each: each.index != route.index)
+                return replace(await self._next_hop_of(route, route, mark), source=source.ip)
+        return None
 
     async def _ask_without(
         self, hiding: Sequence[_HidingRoute], questions: Sequence[bytearray]

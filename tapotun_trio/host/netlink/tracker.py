@@ -38,7 +38,7 @@ from pyroute2.netlink.rtnl import (
 from ...text import one_line
 from ..interfaces import Change, InterfaceChange
 from ..items import MAIN_TABLE, RouteKey
-from . import codec, link_codec
+from . import bridge_codec, codec, link_codec
 from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelAddress
 from .link_codec import Link
 from .messages import read_number, read_sender
@@ -264,11 +264,15 @@ class NetworkTracker:
 
 
 class InterfaceTracker:
-    """Tracks changes to one interface of ours, to its addresses and routes, and to our rules."""
+    """Tracks changes to one interface of ours, to its addresses and routes, and to our rules. If the interface is the
+    port of a bridge, tracks its place there, and the bridge's addresses and routes."""
 
-    def __init__(self, index: int, is_route: Callable[[RouteKey], bool]) -> None:
-        """The arguments are those of `Host.open_interface`. Assumes that the interface is up."""
+    def __init__(self, index: int, is_route: Callable[[RouteKey], bool], master: int = 0) -> None:
+        """The arguments are those of `Host.open_interface`. Assumes that the interface is up. ``master``: the index of
+        the bridge that the interface is a port of; 0: of none."""
         self._index = index
+        self._master = master
+        self._master_up: bool | None = None  # None: not known
         self._is_route = is_route
         self._admin_up = True
         self._link: tuple[str, int] | None = None  # name and MTU
@@ -350,15 +354,19 @@ class InterfaceTracker:
             return link_codec.read_rp_filter_change(message) in (self._index, link_codec.NETCONF_ALL)
         if kind in (RTM_NEWLINK, RTM_DELLINK):
             link = link_codec.read_link(message)
-            if link is None or link.index != self._index:
+            if link is None:  # the options of a port, or that it is none any more
+                return bool(self._master) and bridge_codec.is_port_change(message, self._index)
+            if link.index == self._master:
+                return self._set_master_link(link if kind == RTM_NEWLINK else None)
+            if link.index != self._index:
                 return False
             if kind == RTM_DELLINK:
                 self._moved = link_codec.is_move(message)
                 return True
-            return self._set_link(link)
+            return self._set_link(link, bridge_codec.read_master(message))
         if kind == RTM_DELADDR:
             address = codec.read_address(message)
-            return address is not None and address.index == self._index
+            return address is not None and address.index in self._indexes
         if kind == RTM_DELRULE:
             rule = codec.read_rule(message)
             return rule is not None and rule.protocol == PROTOCOL
@@ -367,18 +375,30 @@ class InterfaceTracker:
         key, protocol, index, _ = codec.read_route_key(message)
         if kind == RTM_DELROUTE:
             if protocol == KERNEL_PROTOCOL:  # the connected route of an address
-                return index == self._index
+                return index in self._indexes
             return protocol == PROTOCOL and (index == self._index or key[2] == _HOSTS[key[0]])
         # We never replace a route ourselves.
         return bool(flags & NLM_F_REPLACE) and self._is_route(key)
 
-    def _set_link(self, link: Link) -> bool:
+    @property
+    def _indexes(self) -> tuple[int, ...]:
+        """Those of the links that may have addresses of ours."""
+        return (self._index, self._master) if self._master else (self._index,)
+
+    def _set_link(self, link: Link, master: int | None = None) -> bool:
         changed = link.admin_up != self._admin_up
         if changed:
             self._admin_up = link.admin_up
             self._toggled = True
         before, self._link = self._link, (link.name, link.mtu)
+        if master is not None and master != self._master:
+            self._master, self._master_up = master, None
+            return True
         return changed or before != self._link
+
+    def _set_master_link(self, link: Link | None) -> bool:
+        before, self._master_up = self._master_up, link is not None and link.admin_up
+        return before != self._master_up
 
 
 def _main_route_removed(kind: int, message: memoryview) -> RouteKey | None:

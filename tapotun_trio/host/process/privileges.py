@@ -17,6 +17,9 @@ TUN_PATH: Final = "/dev/net/tun"
 # linux/capability.h
 CAP_DAC_OVERRIDE: Final = 1
 CAP_DAC_READ_SEARCH: Final = 2
+CAP_KILL: Final = 5
+CAP_SETGID: Final = 6
+CAP_SETUID: Final = 7
 CAP_NET_BIND_SERVICE: Final = 10
 CAP_NET_ADMIN: Final = 12
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -106,10 +109,15 @@ def needed_capabilities(config: Config) -> int:
     program at their first use. It also makes Unix sockets in directories of other users. Two capabilities allow this. A
     process that becomes another user (``config.user``) does not keep them, because they would give it access to every
     file.
+
+    A process that stays root also has others look for updates, which become an unprivileged user, and it ends them. For
+    that it keeps three capabilities. They give it nothing: root's files, all programs among them, are its own anyway.
     """
     needed = 1 << CAP_NET_ADMIN
     if config.user is None:
         needed |= 1 << CAP_DAC_READ_SEARCH
+        if config.update is not None:
+            needed |= 1 << CAP_SETUID | 1 << CAP_SETGID | 1 << CAP_KILL
     endpoints = [
         endpoint for entry in config.interfaces if isinstance(entry, ServerConfig) for endpoint in entry.listen
     ]
