@@ -26,7 +26,12 @@ help:  ## show this
 	@echo "make bench-scaling   a server with many clients, many routes, a slow client among equal ones, reloads"
 	@echo "make bench-streams   one pair of streams against four on long paths that lose packets, in an hour; BENCH=quick: three minutes"
 	@echo "make screenshots   the panel's pictures in docs, anew, of a running server; three minutes"
-	@echo "make packages wheels, sdist, tapotun.pyz and Debian packages, in dist/; or some: make dist, make pyz, make deb"
+	@echo "make docs     the documents as a site, in build/site; fails if a link or an anchor in them leads nowhere"
+	@echo "make packages wheels, sdist, tapotun.pyz, Debian packages and the SBOM, in dist/; or some: make dist, pyz, deb, sbom"
+	@echo "make base-image   renew the base image that packaging/Containerfile names"
+	@echo "make lock     renew what the packages are built from: the newest versions, with their digests"
+	@echo "make apt      the Debian packages in a signed apt repository; make release: everything, from a tagged commit"
+	@echo "make man      the man pages, in build/man"
 	@echo "make schema   renew conf/tapotun.schema.json, which editors check configs with"
 	@echo "make check    ruff, the format, mypy, the C module without a warning"
 	@echo "make format   put the code into its format"
@@ -76,17 +81,17 @@ demo:
 	@$(PY) -m tools.demo $(ARGS)
 
 # The daemons that the tests start are measured too (tests/harness/daemon.py); pytest-cov combines the files. Most tests
-# wait rather than compute, so two at a time take half as long; ARGS='-n 0' runs them one by one.
+# wait rather than compute, so four at a time are faster also on two cores; ARGS='-n 0' runs them one by one.
 .PHONY: test
 test:
 	@$(INSTALL_TOOLS) test
 	$(make_venv_for_tests)
 	@rm -f .coverage .coverage.*
 	@TAPOTUN_COVERAGE=1 $(PY) -m pytest --cov --cov-branch --cov-report=term:skip-covered \
-	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	    -n 4 --dist loadfile $(ARGS)
 	$(if $(ARGS),,@$(MAKE) --no-print-directory sanitize)
 
-# The plane's tests once more, with its native part under ASan and UBSan: a minute.
+# The plane's tests once more, with its native part under ASan and UBSan: about two minutes.
 .PHONY: sanitize
 sanitize:
 	@$(INSTALL_TOOLS) native
@@ -160,19 +165,33 @@ screenshots:
 	@$(MAKE) --no-print-directory venv
 	@$(PY) -m tools.screenshots --out docs $(ARGS)
 
+# Links to other sites are listed, not opened. The variable is for a word of the theme about its own future.
+.PHONY: docs
+docs: export NO_MKDOCS_2_WARNING := 1
+docs:
+	@$(MAKE) --no-print-directory venv
+	@$(PY) -m mkdocs build --quiet
+	@echo "build/site/index.html; with its search: $(PY) -m http.server --directory build/site"
+	@echo "links to other sites: build/external-links.txt"
+
 # What is made is dated with the last commit, so that the same commit makes the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 DEB_ARCH ?= amd64 arm64
 
 .PHONY: packages
-packages: dist pyz deb
+packages: dist pyz deb sbom
 
 # What compiles the C module for all of them (packaging/cross.py): 440 MB, which nobody needs for anything else. Pinned,
 # so that the same sources make the same bytes.
 .PHONY: zig
 zig: venv
 	@$(INSTALL_TOOLS) native
-	@$(PY) -m pip install --quiet --only-binary :all: ziglang==0.17.1
+	@$(PY) -m pip install --quiet --require-hashes --only-binary :all: -r packaging/requirements-zig.txt
+
+# What goes into the packages and what builds them: the newest that pyproject.toml allows, with digests.
+.PHONY: lock
+lock: venv
+	@$(PY) packaging/lock.py
 
 .PHONY: dist
 dist: zig
@@ -186,6 +205,49 @@ pyz: zig
 deb: zig
 	@$(INSTALL_TOOLS) deb
 	@for architecture in $(DEB_ARCH); do $(PY) packaging/build_deb.py --architecture "$$architecture"; done
+
+# Needs the internet; the tests do not.
+.PHONY: base-image
+base-image: venv
+	@$(PY) packaging/renew_base.py
+
+.PHONY: sbom
+sbom: venv
+	@$(PY) packaging/sbom.py
+
+# The Debian packages in a signed apt repository. gpg must have the secret key. docs/releasing.md says more.
+APT_REPOSITORY ?= build/apt
+APT_KEY ?=
+APT_URL ?=
+APT_VALID_DAYS ?=
+
+# A target of its own, so that what is lacking is told before anything is built.
+.PHONY: apt-variables
+apt-variables:
+	@test -n '$(APT_KEY)' || { echo "make apt, make release: APT_KEY=FINGERPRINT must name the key that signs" >&2; exit 1; }
+	@test -n '$(APT_URL)' || { echo "make apt, make release: APT_URL=https://... must say where it will be served" >&2; exit 1; }
+
+.PHONY: apt
+apt: apt-variables deb
+	@$(INSTALL_TOOLS) release
+	@version=$$($(PY) -c 'import tapotun_trio; print(tapotun_trio.__version__)'); \
+	$(PY) -m tools.release apt --repository '$(APT_REPOSITORY)' --key '$(APT_KEY)' --url '$(APT_URL)' \
+	    $(if $(APT_VALID_DAYS),--valid-days '$(APT_VALID_DAYS)') \
+	    $(foreach architecture,$(DEB_ARCH),"dist/tapotun_$$version-1_$(architecture).deb")
+
+# Builds everything anew from a tagged commit, signs it, and puts it into the two repositories.
+CHANNEL ?= stable
+RELEASE_KEYS ?=
+RELEASE_REPOSITORY ?= build/update
+
+.PHONY: release
+release: apt-variables venv
+	@test -n '$(RELEASE_KEYS)' || { echo "make release: RELEASE_KEYS=DIRECTORY must have the keys" >&2; exit 1; }
+	@$(PY) -m tools.release check-version
+	@rm -rf dist
+	@$(MAKE) --no-print-directory packages apt
+	@$(PY) -m tools.release publish --repository '$(RELEASE_REPOSITORY)' --keys '$(RELEASE_KEYS)' --channel '$(CHANNEL)' \
+	    dist/tapotun.pyz
 
 .PHONY: man
 man: venv

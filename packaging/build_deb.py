@@ -23,6 +23,7 @@ from typing import Final
 import cross
 import manpages
 import native
+import sbom
 from tapotun_trio.cli import build_parser
 from tapotun_trio.config.schema import schema
 from tapotun_trio.shell import bash, fish, zsh
@@ -47,19 +48,22 @@ def main() -> None:
     architecture = parser.parse_args().architecture
     root = BUILD / f"deb-{architecture}"
     shutil.rmtree(root, ignore_errors=True)
-    make_tree(root / "usr/lib/tapotun", [Target(python, ARCHITECTURES[architecture], "gnu") for python in PYTHONS])
+    targets = [Target(python, ARCHITECTURES[architecture], "gnu") for python in PYTHONS]
+    make_tree(root / "usr/lib/tapotun", targets)
+    _write(root / "usr/share/doc/tapotun" / sbom.NAME, sbom.document(root / "usr/lib/tapotun", targets))
     module = cross.module(cross.Platform(ARCHITECTURES[architecture], "gnu"))
     shutil.copyfile(module, root / "usr/lib/tapotun" / native.MODULE)
     _program(root)
     _documentation(root)
     _completions(root)
     number = f"{version()}-{REVISION}"
-    _date(root)
     _control(root, number, architecture)
+    _date(root)
     made = ROOT / "dist" / f"tapotun_{number}_{architecture}.deb"
     made.parent.mkdir(exist_ok=True)
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(source_date())}
-    build: list[str | Path] = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", root, made]
+    # One thread: with more, xz cuts the data into blocks, and other bytes come out.
+    build: list[str | Path] = ["dpkg-deb", "--root-owner-group", "--threads-max=1", "-Zxz", "--build", root, made]
     if subprocess.run(build, check=False, stdout=subprocess.DEVNULL, env=environment).returncode:
         raise SystemExit("dpkg-deb failed, see above")
     print(f"{made.relative_to(ROOT)}: {made.stat().st_size / 1e6:.1f} MB")
@@ -69,15 +73,18 @@ def _program(root: Path) -> None:
     _copy(DEB / "tapotun", root / "usr/bin/tapotun")
     _copy(DEB / "tapotun.rtupdate", root / "usr/share/python3/runtime.d/tapotun.rtupdate")
     _copy(CONF / "systemd" / "tapotun@.service", root / "usr/lib/systemd/system/tapotun@.service")
-    _copy(CONF / "systemd" / "unix-socket.conf", root / "usr/share/tapotun/systemd/unix-socket.conf")
+    for drop_in in ("unix-socket.conf", "notify-reload.conf"):
+        _copy(CONF / "systemd" / drop_in, root / "usr/share/tapotun/systemd" / drop_in)
     (root / "etc/tapotun").mkdir(parents=True)
     _write(root / "usr/share/tapotun/tapotun.schema.json", json.dumps(schema(), indent=2) + "\n")
 
 
 def _documentation(root: Path) -> None:
     place = root / "usr/share/doc/tapotun"
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for file in (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))):
         _write_gz(place / f"{file.name}.gz", file.read_text(encoding="utf-8"))
+    for file in sorted((ROOT / "docs" / "howto").glob("*.md")):
+        _write_gz(place / "howto" / f"{file.name}.gz", file.read_text(encoding="utf-8"))
     _write(place / "copyright", _copyright(root / "usr/lib/tapotun"))
     _write_gz(place / "changelog.gz", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     _write_gz(place / "changelog.Debian.gz", _debian_changelog())

@@ -12,6 +12,7 @@ from typing import BinaryIO, Final
 
 import cross
 import native
+import sbom
 from vendor import BUILD, ROOT, files, make_tree
 
 _SHEBANG: Final = b"#!/usr/bin/env python3\n"
@@ -28,6 +29,9 @@ def main() -> None:
         shutil.copyfile(cross.module(platform), tree / native.MODULE.replace(".abi3.so", suffix))
     compiled = [str(file) for file in files(tree) if file.suffix == ".so"]
     (tree / "compiled.txt").write_text("\n".join([*compiled, ""]), encoding="utf-8")
+    (tree / sbom.NAME).write_text(sbom.document(tree), encoding="utf-8")
+    # For those who have nothing but this file: docs/update.md takes them out.
+    shutil.copytree(ROOT / "conf" / "systemd", tree / "conf" / "systemd")
     for source in sorted((ROOT / "packaging" / "pyz").glob("*.py")):
         (tree / source.name).write_bytes(source.read_bytes())
     made = ROOT / "dist" / "tapotun.pyz"
@@ -43,6 +47,11 @@ def main() -> None:
 
 def _zip(tree: Path, out: BinaryIO) -> None:
     with zipfile.ZipFile(out, "w", compresslevel=9) as archive:
+        # zipimport finds a package without __init__.py by its directory: securesystemslib has one.
+        for directory in sorted({str(parent) for file in files(tree) for parent in file.parents} - {"."}):
+            entry = zipfile.ZipInfo(f"{directory}/", _FIRST_DATE)
+            entry.external_attr = 0o40755 << 16
+            archive.writestr(entry, b"")
         for file in files(tree):
             info = zipfile.ZipInfo(str(file), _FIRST_DATE)
             info.compress_type = zipfile.ZIP_DEFLATED

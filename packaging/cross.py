@@ -1,7 +1,7 @@
 """Compiles the optional C module for every machine that the packages are for, whatever machine this is.
 
 The compiler is the clang in PyPI's ziglang. It brings the headers and symbol versions of every glibc, and musl. So this
-machine contributes nothing but Python's headers. native.py compiles, with the same flags for all.
+machine contributes nothing but Python's headers. native.py compiles, with the same flags for all. Warnings are errors.
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ def environment(platform: Platform | None) -> Mapping[str, str]:
         "TAPOTUN_NATIVE_PLATFORM": platform.tag,
         "TAPOTUN_NATIVE_INCLUDE": str(_include()),
         "CC": shlex.join([*_zig(), "cc", "-target", platform.zig_target]),
-        "ZIG_GLOBAL_CACHE_DIR": str(BUILD / "zig"),  # else in the home directory
-        "ZIG_LOCAL_CACHE_DIR": str(BUILD / "zig"),
+        # This compiler is always the same one, so a warning is news. It sees code that those here do not (ARM64, musl).
+        "CFLAGS": shlex.join(native.STRICT),
+        # Else in the home directory. Compiled C libraries are in the first, what is ours is in the second.
+        "ZIG_GLOBAL_CACHE_DIR": str(BUILD / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(BUILD / "zig-local"),
     }
 
 

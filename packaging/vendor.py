@@ -4,23 +4,37 @@ What is pure Python is there once. Of what is compiled there is a file for each 
 library, and all of them may lie in one directory, since their names say for which they are:
 ``_core.cpython-311-x86_64-linux-gnu.so``.
 
-The wheels come from pip, into build/wheels; what is there already is not fetched again.
+The wheels come from pip, into build/wheels; what is there already is not fetched again. requirements.txt beside this
+file has the version and the digests of each (lock.py), and no other file is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from build.env import DefaultIsolatedEnv
+
+from build import ProjectBuilder
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 BUILD: Final = ROOT / "build"
+
+LOCK: Final = ROOT / "packaging" / "requirements.txt"
+"""What goes into the packages: each with its version, and the digests of its wheels for all targets."""
+BUILD_LOCK: Final = ROOT / "packaging" / "requirements-build.txt"
+"""What builds our own wheel, in the same way."""
+WANTED: Final = "# wanted: "
+"""How a line of a lock begins that says which requirement of pyproject.toml it was made for."""
 
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 # Newest first: what musl and glibc of these machines can load.
@@ -31,7 +45,10 @@ LIBCS: Final = {
 MACHINES: Final = ("x86_64", "aarch64")
 
 # Of no use where it runs. RECORD would be untrue of a tree of many wheels.
-_LEFT_OUT: Final = ("/_tests/", ".dist-info/RECORD", ".dist-info/WHEEL", ".pyi")
+_LEFT_OUT: Final = (
+    *("/_tests/", "/test_data/", "/test-ed25519-upstream.sh", "/.gitignore"),
+    *(".dist-info/RECORD", ".dist-info/WHEEL", ".pyi"),
+)
 
 
 class Target(NamedTuple):
@@ -41,10 +58,19 @@ class Target(NamedTuple):
     machine: str
     libc: str
 
+    def __str__(self) -> str:
+        return f"Python {self.python} on {self.machine}, {self.libc}"
+
     @property
     def suffix(self) -> str:
         """With which the name of a module compiled for it ends."""
         return f".cpython-{self.python.replace('.', '')}-{self.machine}-linux-{self.libc}.so"
+
+    @property
+    def pip_options(self) -> list[str]:
+        """How pip is told that it is for such a machine."""
+        tags = [f"{libc}_{self.machine}" for libc in LIBCS[self.libc]]
+        return ["--python-version", self.python, "--implementation", "cp", *(f"--platform={tag}" for tag in tags)]
 
 
 TARGETS: Final = tuple(Target(python, machine, libc) for python in PYTHONS for machine in MACHINES for libc in LIBCS)
@@ -74,46 +100,128 @@ def make_tree(tree: Path, targets: Iterable[Target] = TARGETS) -> None:
     _check(tree, suffixes)
 
 
+def wanted() -> list[str]:
+    """What the packages need, as pyproject.toml says it: the program's dependencies and those of the update check."""
+    found = project()
+    return [*found["dependencies"], *found["optional-dependencies"].get("update", [])]
+
+
+def wanted_to_build() -> list[str]:
+    """What pyproject.toml has in [build-system]."""
+    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    return found
+
+
 def own_wheel() -> Path:
-    """The wheel of this checkout, as pip builds it, without the C module."""
+    """The wheel of this checkout without the C module."""
     place = BUILD / "own-wheel"
     shutil.rmtree(place, ignore_errors=True)
-    _pip("wheel", "--no-deps", "--wheel-dir", place, ROOT, environment={**os.environ, "TAPOTUN_NATIVE": "no"})
-    (wheel,) = place.glob("*.whl")
-    return wheel
+    with build_environment() as backend:
+        return build_wheel(ROOT, place, backend, {**os.environ, "TAPOTUN_NATIVE": "no"})
+
+
+@contextmanager
+def build_environment() -> Iterator[DefaultIsolatedEnv]:
+    """A virtual environment with what BUILD_LOCK has, and nothing else. Raises SystemExit."""
+    _fetch(BUILD_LOCK, wanted_to_build(), BUILD / "wheels-build", {"that build": []})
+    with DefaultIsolatedEnv() as backend:
+        # These lines are a requirements file of pip's.
+        offline = ["--no-index", f"--find-links {(BUILD / 'wheels-build').as_uri()}", "--require-hashes"]
+        backend.install([*offline, *(str(it) for it in locked(BUILD_LOCK))])
+        yield backend
+
+
+def build_wheel(source: Path, place: Path, backend: DefaultIsolatedEnv, environment: Mapping[str, str]) -> Path:
+    """A wheel of that source tree, built with these environment variables. Raises SystemExit."""
+
+    def run(cmd: Sequence[str], cwd: str | None = None, extra_environ: Mapping[str, str] | None = None) -> None:
+        """As pyproject_hooks has its runners, in this environment and not in ours."""
+        done = subprocess.run(
+            cmd, check=False, cwd=cwd, env={**environment, **(extra_environ or {})}, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f"{done.stdout}{done.stderr}no wheel, see above")
+
+    return Path(ProjectBuilder.from_isolated_env(backend, source, run).build("wheel", place))
+
+
+class Locked(NamedTuple):
+    """One package of a lock."""
+
+    name: str
+    version: str
+    sha256: frozenset[str]
+
+    def __str__(self) -> str:
+        """As pip's requirements files have it, in one line."""
+        return " ".join([f"{self.name}=={self.version}", *(f"--hash=sha256:{it}" for it in sorted(self.sha256))])
+
+
+def locked(lock: Path) -> list[Locked]:
+    """What a lock has, in its order. Raises SystemExit for a line that lock.py does not write."""
+    found = []
+    for line in lock.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        requirement, *options = line.split()
+        name, equal, number = requirement.partition("==")
+        digests = frozenset(it.removeprefix("--hash=sha256:") for it in options)
+        if not equal or not digests or any(len(it) != 64 for it in digests):
+            raise SystemExit(
+                f"{lock.relative_to(ROOT)}: {line}: not a package with its sha256; make lock renews the file"
+            )
+        found.append(Locked(name, number, digests))
+    return found
 
 
 def fetch() -> list[Path]:
-    """The wheels of everything that pyproject.toml depends on, for every target."""
-    wanted = project()["dependencies"]
-    place = BUILD / "wheels"
-    stamp = "\n".join([*wanted, *map(repr, TARGETS)])
+    """The wheels of everything that goes into the packages, for every target. Raises SystemExit."""
+    return _fetch(LOCK, wanted(), BUILD / "wheels", {f"for {target}": target.pip_options for target in TARGETS})
+
+
+def _fetch(lock: Path, requirements: Sequence[str], place: Path, platforms: Mapping[str, Sequence[str]]) -> list[Path]:
+    text = lock.read_text(encoding="utf-8")
+    if [line.removeprefix(WANTED) for line in text.splitlines() if line.startswith(WANTED)] != list(requirements):
+        raise SystemExit(f"{lock.relative_to(ROOT)} was made for other requirements than pyproject.toml has: make lock")
+    digests = {digest for it in locked(lock) for digest in it.sha256}
+    stamp = f"{text}{platforms}"
     stamp_file = place / "fetched"
     if not stamp_file.exists() or stamp_file.read_text(encoding="utf-8") != stamp:
         shutil.rmtree(place, ignore_errors=True)
-        # One version of each package for all targets: that which the first one, with the oldest Python, gets.
-        constraints: list[str] = []
-        for target in TARGETS:
-            print(f"fetching wheels for Python {target.python} on {target.machine}, {target.libc}...", flush=True)
-            options: list[str | Path] = ["--python-version", target.python, "--implementation", "cp", "--dest", place]
-            for libc in LIBCS[target.libc]:
-                options += ["--platform", f"{libc}_{target.machine}"]
-            _pip("download", "--only-binary", ":all:", *options, *(constraints or wanted))
-            constraints = constraints or [f"{name}=={number}" for name, number in map(_identity, place.glob("*.whl"))]
+        for purpose, options in platforms.items():
+            print(f"fetching wheels {purpose}...", flush=True)
+            pip(
+                "download",
+                "--require-hashes",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "--dest",
+                place,
+                *options,
+                "-r",
+                lock,
+            )
         stamp_file.write_text(stamp, encoding="utf-8")
-    return sorted(place.glob("*.whl"))
+    wheels = sorted(place.glob("*.whl"))
+    for wheel in wheels:  # pip has compared those that it fetched just now; these may be older
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() not in digests:
+            raise SystemExit(f"{wheel.relative_to(ROOT)} is not the file of {lock.relative_to(ROOT)}: remove {place}")
+    return wheels
 
 
-def _pip(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", "-qq", *arguments], check=False, cwd=ROOT, env=environment)
+def pip(*arguments: str | Path) -> None:
+    """Run it. Raises SystemExit if it fails."""
+    done = subprocess.run([sys.executable, "-m", "pip", "-qq", *arguments], check=False, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"pip {arguments[0]} failed, see above")
 
 
-def _identity(wheel: Path) -> tuple[str, str]:
-    """Name and version, by PEP 427."""
-    name, number, *_ = wheel.name.split("-")
-    return name, number
+def serves(wheel: Path, suffixes: Set[str]) -> bool:
+    """Whether something of this wheel is in a tree for these targets: what they load, or what is for every machine."""
+    with zipfile.ZipFile(wheel) as archive:
+        compiled = {_compiled_for(name) for name in archive.namelist()} - {""}
+    return not compiled or not compiled.isdisjoint(suffixes)
 
 
 def _unpack(wheel: Path, tree: Path, suffixes: Set[str]) -> None:

@@ -13,6 +13,7 @@ _NO_MEMORY: Final = (
     b"tapotun: not enough memory to run; raise MemoryMax= or LimitAS= of the service, or ulimit -v, or give the machine"
     b" more memory\n"
 )
+_WORKER: Final = "update-worker"  # equals update.task.WORKER; no user types it
 _EXIT_RUNTIME: Final = 3  # equals exit_codes.RUNTIME; importing that may fail without memory
 
 
@@ -21,6 +22,10 @@ def main() -> int:
     # Imports take most of the start. A signal that arrives meanwhile stays pending until `cli` can handle it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
     try:
+        if sys.argv[1:] == [_WORKER]:
+            from .update.worker import main as work
+
+            return work()
         _repair_stdout()
         from .cli import main
 

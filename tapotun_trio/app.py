@@ -10,14 +10,15 @@ from socket import socket
 
 import trio
 
-from . import exit_codes
+from . import __version__, exit_codes
 from .admin.manager import AdminManager
 from .config.model import Config
 from .control.handlers import Process, standard_commands
 from .control.server import serve_control
 from .control.socket_path import REMEDY, RUN, control_directories, listening
 from .datapath.plane import open_plane
-from .errors import HostError, ShortageError, leaves, shortage_of
+from .datapath.sender import set_shutdown_reason
+from .errors import ConfigError, HostError, ShortageError, leaves, shortage_of
 from .host.interfaces import Host
 from .host.linux import RealHost
 from .host.process.interpreter import settle
@@ -32,9 +33,14 @@ from .log import Log, process_logger
 from .peer.boottime import boottime
 from .readiness import log_ready, notify_service_manager
 from .reload import Read, Reloader
+from .update.installed import find_installation
+from .update.state import SYSTEM, state_directory
+from .update.trial import end_trial, starting
+from .update.updater import Updater
 
 _SIGNALS = (*STOPS, signal.SIGHUP)
 _SAME_MOMENT_S = 0.01
+_UPDATING = "updating"  # the reason in the last frame to each peer
 
 
 def run(
@@ -46,7 +52,8 @@ def run(
     notify_fd: int | None,
     ready_timeout_s: float,
 ) -> int:
-    """Run the interfaces in the foreground until one of `STOPS`. Returns the exit code.
+    """Run the interfaces in the foreground until one of `STOPS`, or until an update was installed. Returns the exit
+    code.
 
     ``read``: reads the config again for a reload; see `Reloader`.
     ``name``: the name of this process in `tapotun status`, by default its PID; ``config_file``: the path shown there.
@@ -54,13 +61,22 @@ def run(
     """
     process = Process(str(os.getpid()) if name is None else name, config_file, boottime())
     log = process_logger()
+    updater: Updater | None = None
     try:
         set_mmap_threshold()
         raise_fd_limit()
+        as_root = os.geteuid() == 0
+        installation = find_installation()
+        if as_root and config.user is not None:
+            end_trial(installation, __version__, log)  # that user cannot, when the interfaces have started
         _give_up_privileges(config, log)
+        state = state_directory(os.environ, config.user if as_root else None)
+        changes_user = as_root and config.user is not None
+        updater = Updater(installation, __version__, config_file, state, log, changes_user=changes_user)
         with ServiceManager(os.environ, notify_fd, log) as manager:
-            trio.run(serve, config, read, RealHost(config_file), process, manager, ready_timeout_s)
-    except* HostError as group:
+            host = RealHost(config_file)
+            trio.run(serve, config, read, host, process, manager, updater, ready_timeout_s)
+    except* (ConfigError, HostError) as group:
         for exc in leaves(group):
             log.error("%s", exc)
         return_code = (
@@ -75,7 +91,8 @@ def run(
         return_code = exit_codes.RUNTIME
     else:
         return_code = exit_codes.OK
-    return return_code
+    # Also if something failed while it stopped: after 1, nobody would start the new version.
+    return exit_codes.UPDATED if updater is not None and updater.ends_process else return_code
 
 
 def _give_up_privileges(config: Config, log: Log) -> None:
@@ -89,6 +106,8 @@ def _give_up_privileges(config: Config, log: Log) -> None:
     if os.geteuid() == 0:
         require_tun_privileges()
         prepare_directory(RUN, user)  # if that fails, `_control_socket` warns
+        if config.update is not None:
+            prepare_directory(SYSTEM, user)  # if that fails, the first check for updates says so
     become_user(user, needed_capabilities(config))
     require_tun_privileges()  # the new user may lack them
     if (blocked := unreadable_program()) is not None:
@@ -104,11 +123,16 @@ async def serve(
     host: Host,
     process: Process,
     manager: ServiceManager,
+    updater: Updater,
     ready_timeout_s: float,
 ) -> None:
-    """Run the interfaces until a signal stops them. Raises HostError if one, or the admin listener, cannot start."""
+    """Run the interfaces until a signal stops them, or an update was installed, which ``updater.ends_process`` tells.
+
+    Raises HostError if an interface, or the admin listener, cannot start; ConfigError for a wrong TAPOTUN_PLANE.
+    """
     log = process_logger()
     registry = Registry()
+    registry.update_status = lambda: updater.status
     with (
         trio.open_signal_receiver(*_SIGNALS) as signals,
         _sighup_unblocked(),
@@ -118,19 +142,38 @@ async def serve(
             admin = AdminManager(process, registry, nursery)
             reloader = Reloader(config, read, registry, admin, manager, log)
             admin.reload = reloader.reload
+            reloader.on_reloaded = lambda newer: updater.configure(newer.update)
             nursery.start_soon(_take_signals, signals, nursery, manager, reloader)
             if control is not None:
                 commands = {**standard_commands(process, registry), **reloader.commands()}
                 nursery.start_soon(serve_control, control, commands, log)
             await _open_admin(admin, config, host)
-            interfaces = await nursery.start(run_interfaces, config.interfaces, host, registry)
-            settle()
-            reloader.start(interfaces)
-            log.info("started: %s", ", ".join(interface.name for interface in config.interfaces))
+            async with starting(updater.installation, __version__, log):
+                interfaces = await nursery.start(run_interfaces, config.interfaces, host, registry)
+                settle()
+                reloader.start(interfaces)
+                log.info("started: %s", ", ".join(interface.name for interface in config.interfaces))
+                updater.configure(config.update)  # a version that fails in here could not be updated any more
+            nursery.start_soon(_update, updater, nursery, manager)
             nursery.start_soon(log_ready, registry, log)
             if manager.listens:
                 nursery.start_soon(notify_service_manager, manager, registry, ready_timeout_s, log)
     log.info("stopped")
+
+
+async def _update(updater: Updater, nursery: trio.Nursery, manager: ServiceManager) -> None:
+    """Cancel the nursery once an update was installed.
+
+    A signal from then on does not force the stop, and a service manager's request to stop still counts: the signal
+    arrives again after the stop, and the exit code is that of a process that was asked to stop.
+    """
+    version = await updater.run()
+    process_logger().info("version %s is installed: stopping, to be started again as that version", version)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    manager.stopping()
+    set_shutdown_reason(_UPDATING)
+    updater.ends_process = True
+    nursery.cancel_scope.cancel()
 
 
 async def _open_admin(admin: AdminManager, config: Config, host: Host) -> None:

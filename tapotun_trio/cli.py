@@ -33,7 +33,8 @@ READY_TIMEOUT_S: Final = 30.0
 _STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _DESCRIPTION: Final = """\
-Carries IP packets between Linux machines over two long-lived HTTP streams.
+Carries IP packets or Ethernet frames between Linux machines over two long-lived
+HTTP streams.
 One JSON file defines the interfaces, both servers and clients. The program runs
 them in the foreground until SIGINT or SIGTERM and removes everything it has set up."""
 
@@ -46,13 +47,15 @@ a first tunnel:
   tapotun status                     show its state, much as wg show does
   tapotun reload                     make it read its config again
   tapotun probe FILE                 test the path to its server, proxies included
+  tapotun update --check FILE        look for a newer version
 
 exit codes:
   0    stopped on request, or the config is valid
   1    the config has errors, or the start failed: a restart will not help
   2    wrong usage
   3    failed while running: restart it; wait: not up in time
-  75   replaced by an update: restart it (there is no updater yet)
+  4    update: there is a newer version
+  75   replaced by an update: restart it
   130  interrupted (any subcommand that does not run interfaces)
 (a service manager should restart it after any code but 0, 1 and 2)
 
@@ -212,6 +215,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor(arguments, _validate_tls)
 
 
+def _update(arguments: argparse.Namespace) -> int:
+    from .update.run import update  # imported here, because the other subcommands do not need it
+
+    return update(arguments, _validate_tls)
+
+
 def _probe(arguments: argparse.Namespace) -> int:
     from .probe.run import probe  # imported here, because the other subcommands do not need it
 
@@ -219,16 +228,20 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 class _Version(argparse.Action):
-    """Prints the version, and whether the installed package has the native plane for this machine."""
+    """Prints the version, and which plane the installed package has for this machine, as TAPOTUN_PLANE wants it."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from .datapath.plane import why_not_built
+        from .datapath.plane import plane_here
 
-        why = why_not_built()
-        print(f"tapotun {__version__}\nplane: {'native' if why is None else f'python: {why}'}")
+        try:
+            kind, why = plane_here()
+            plane = kind if why is None else f"{kind}: {why}"
+        except ConfigError as exc:  # the program would not start; its version is still asked for
+            plane = f"none: {exc}"
+        print(f"tapotun {__version__}\nplane: {plane}")
         parser.exit()
 
 
@@ -296,6 +309,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_asking_verbs(verbs)
     _add_probe(verbs)
+    _add_update(verbs)
     add_printing_verbs(verbs, build_parser)
     return parser
 
@@ -315,6 +329,8 @@ def _add_asking_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
     verb.add_argument("--name", type=_process_name, metavar="NAME", help=whom)
     text = "everything about every peer. Default: a table, a line for each, if the peers would fill more than a screen"
     verb.add_argument("--full", action="store_true", help=text)
+    text = "instead: the MAC addresses behind each server with a TAP interface, and where they are"
+    verb.add_argument("--macs", action="store_true", help=text)
     verb.set_defaults(verb=_status)
 
     text = "wait until interfaces are up: a server listens, a client's streams carry packets"
@@ -382,6 +398,43 @@ def _seconds(text: str, least: float, most: float) -> float:
     if not least <= seconds <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {least:g} to {most:g}")
     return seconds
+
+
+_UPDATE_EPILOG: Final = """\
+What the repository publishes is verified with the keys of the root metadata. It is read by
+processes without privileges only. docs/update.md says more.
+
+exit codes:
+  0    nothing newer
+  1    no check was made, or what the repository offers cannot be trusted
+  2    wrong usage
+  4    there is a newer version (--install: 0, it is installed)
+  130  interrupted (143: by SIGTERM)"""
+
+
+def _add_update(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "look for a newer version of this program in a repository; fetch it or install it"
+    verb = verbs.add_parser(
+        "update",
+        help=text,
+        description=text,
+        epilog=_UPDATE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    text = "a config with update in its root object, which names the repository. Default: --url"
+    verb.add_argument("file", metavar="FILE", nargs="?", help=text)
+    what = verb.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="only say whether there is a newer version")
+    what.add_argument("--output", metavar="F", help="write the newer version to this file")
+    text = "try the newer version with FILE, and replace this tapotun.pyz by it; it runs after a restart"
+    what.add_argument("--install", action="store_true", help=text)
+    verb.add_argument("--url", metavar="URL", help="the repository: update.url")
+    verb.add_argument("--root-file", metavar="F", help="its root metadata, to trust: update.root_file")
+    verb.add_argument("--channel", metavar="NAME", help="which of its versions: update.channel. Default: stable")
+    text = "the HTTP proxy to connect through: update.proxy. Default: the environment's"
+    verb.add_argument("--proxy", metavar="URL", help=text)
+    verb.set_defaults(verb=_update)
 
 
 _TLS_FILES: Final = {

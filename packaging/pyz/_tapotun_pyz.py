@@ -15,6 +15,7 @@ import fcntl
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -29,8 +30,33 @@ from typing import Final
 _LEAST_FD: Final = 64
 _unused_fd = _LEAST_FD  # and all above it; see _new_path
 _lock: Final = threading.Lock()
+# For tapotun_trio/update/installed.py: where the pyz lay when we started, and its open file; None: it is not held open.
+running_path: str | None = None
+running_fd: int | None = None
 # In the name of a module with the stable ABI, before the machine: _pump.abi3-x86_64-linux-gnu.so.
 _STABLE: Final = ".abi3-"
+
+
+def _suffixes() -> Iterator[str]:
+    """The endings of compiled modules that this interpreter can load, as our files are called.
+
+    OpenWrt's Python leaves the machine and the C library out of its own: .cpython-311.so instead of
+    .cpython-311-x86_64-linux-musl.so.
+    """
+    for suffix in EXTENSION_SUFFIXES:
+        yield suffix
+        if re.fullmatch(r"\.cpython-\d+\.so", suffix) and sys.maxsize > 2**32:
+            yield f"{suffix[:-3]}-{os.uname().machine}-linux-{_libc()}.so"
+
+
+def _libc() -> str:
+    try:
+        return "gnu" if os.confstr("CS_GNU_LIBC_VERSION") else "musl"
+    except (ValueError, OSError):
+        return "musl"
+
+
+_SUFFIXES: Final = tuple(_suffixes())
 
 
 def main() -> int:
@@ -42,7 +68,7 @@ def main() -> int:
     sys.meta_path.insert(0, finder)
     sys.path[0] = archive.archive
     if missing := finder.missing():
-        here = EXTENSION_SUFFIXES[0].strip(".").removesuffix(".so")
+        here = max(_SUFFIXES, key=len).strip(".").removesuffix(".so")
         print(
             f"tapotun: {sys.argv[0]} has {missing} for other machines or versions of Python, not for this one ({here});"
             " install it with pip instead, or use one of: " + ", ".join(finder.kinds()),
@@ -56,14 +82,17 @@ def main() -> int:
 
 def _held(path: str) -> zipimport.zipimporter:
     """The archive by a path that stays the same file whatever becomes of its name."""
+    global running_path, running_fd
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     held = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LEAST_FD)
     os.close(fd)
     try:
-        return zipimport.zipimporter(f"/proc/self/fd/{held}")
+        found = zipimport.zipimporter(f"/proc/self/fd/{held}")
     except zipimport.ZipImportError:  # no /proc here
         os.close(held)
         return zipimport.zipimporter(path)
+    running_path, running_fd = os.path.realpath(path), held
+    return found
 
 
 class CompiledModules:
@@ -78,7 +107,7 @@ class CompiledModules:
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """As importlib.abc.MetaPathFinder has it."""
-        for suffix in (*EXTENSION_SUFFIXES, *_stable_suffixes()):
+        for suffix in (*_SUFFIXES, *_stable_suffixes()):
             name = fullname.replace(".", "/") + suffix
             if name in self._names:
                 return importlib.util.spec_from_loader(fullname, _Loader(fullname, name, self._archive))
@@ -93,12 +122,12 @@ class CompiledModules:
             if _STABLE in name:
                 continue
             module = name.partition(".")[0]
-            if not any(module + suffix in self._names for suffix in EXTENSION_SUFFIXES):
+            if not any(module + suffix in self._names for suffix in _SUFFIXES):
                 return module.replace("/", ".")
         return None
 
     def kinds(self) -> list[str]:
-        """What there is, as EXTENSION_SUFFIXES calls it."""
+        """What there is, as Python's own suffixes call it."""
         return sorted({name.split(".")[1] for name in self._names if _STABLE not in name})
 
 
@@ -108,9 +137,9 @@ def _stable_suffixes() -> Iterator[str]:
     Outside of the pyz each of them ends with .abi3.so, which does not say for which machine it is.
     """
     if ".abi3.so" in EXTENSION_SUFFIXES:
-        for suffix in EXTENSION_SUFFIXES:
+        for suffix in _SUFFIXES:
             implementation, _, machine = suffix.partition("-")  # .cpython-311-x86_64-linux-gnu.so
-            if implementation == ".cpython":
+            if implementation == ".cpython" and "-" in machine:
                 yield _STABLE + machine.partition("-")[2]
 
 

@@ -22,6 +22,8 @@ from .chroot import PATH, Chroot
 BOOT_S: Final = 120.0
 STOP_S: Final = 30.0
 COMMAND_S: Final = 60.0
+OTHER_DEVICE: Final = "loop-control"
+"""In its /dev, for everybody to open; nothing that our unit has a use for."""
 
 
 class Booted:
@@ -65,9 +67,13 @@ class Booted:
         """What a unit has logged since the boot, with what systemd says about it."""
         return self.out("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
 
+    def show(self, unit: str, name: str) -> str:
+        """A property of a unit, as `systemctl show` has it."""
+        return self.out("systemctl", "show", f"--property={name}", "--value", unit).strip()
+
     def pid(self, unit: str) -> int:
         """The PID of a service's main process, in there."""
-        return int(self.out("systemctl", "show", "--property=MainPID", "--value", unit))
+        return int(self.show(unit, "MainPID"))
 
     def is_active(self, unit: str) -> bool:
         return self.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode == 0
@@ -78,13 +84,19 @@ def booted(debian: Chroot) -> Iterator[Booted]:
     """Boot it, until systemd has started everything; shut it down at the end."""
     with tempfile.TemporaryDirectory(prefix="boot-") as directory:
         # By default everybody may open it; on some machines nobody but root.
-        tun = Path(directory, "tun")
-        os.mknod(tun, 0o666 | 0o020000, os.makedev(10, 200))
-        tun.chmod(0o666)
+        devices = {"net/tun": os.makedev(10, 200), OTHER_DEVICE: os.makedev(10, 237)}
+        for name, number in devices.items():
+            node = Path(directory, name)
+            node.parent.mkdir(exist_ok=True)
+            os.mknod(node, 0o666 | 0o020000, number)
+            node.chmod(0o666)
         console = Path(directory, "console")
         argv: list[str | Path] = ["systemd-nspawn", "--directory", debian.root, "--register=no", "--keep-unit"]
-        argv += [f"--machine=tapotun-{os.getpid()}", "--private-network", f"--bind={tun}:/dev/net/tun"]
-        argv += ["--console=pipe", "--boot"]
+        argv += [f"--machine=tapotun-{os.getpid()}", "--private-network", "--console=pipe", "--boot"]
+        argv += [f"--bind={Path(directory, name)}:/dev/{name}" for name in devices]
+        # nspawn forbids what a machine allows: systemd enforces DeviceAllow= with bpf, and an `apply` without Landlock
+        # only reports new versions.
+        argv += ["--system-call-filter=bpf landlock_create_ruleset landlock_add_rule landlock_restrict_self"]
         with console.open("wb") as log:
             nspawn = subprocess.Popen(
                 argv,

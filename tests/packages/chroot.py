@@ -13,7 +13,6 @@ from typing import Final, Self
 
 from tests.harness import CommandError, Host, Process
 
-SUITE: Final = "bookworm"
 AUTHORITIES: Final = "/dev/authorities.pem"
 """In every Debian: whom this machine trusts, which may be more than Debian does."""
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -132,16 +131,15 @@ _PASSED_OVER: Final = [
 
 
 def mirror() -> list[str]:
-    """Where this machine's own apt gets this Debian from; nothing where it is another one: debootstrap knows."""
-    wanted = ["Identifier: Packages", f"Codename: {SUITE}"]
-    argv = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]
+    """Where this machine's own apt gets Debian from; nothing where it gets another system: debootstrap knows."""
+    argv = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Origin: Debian"]
     found = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.split()
-    return found[:1]
+    return [uri for uri in found if "security" not in uri][:1]
 
 
-def debootstrap(root: Path) -> None:
+def debootstrap(root: Path, suite: str) -> None:
     """Make a minimal Debian there, which starts no service when something is installed. Raises CommandError."""
-    argv = ["debootstrap", "--variant=minbase", SUITE, str(root), *mirror()]
+    argv = ["debootstrap", "--variant=minbase", suite, str(root), *mirror()]
     done = subprocess.run(
         argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, cwd="/"
     )

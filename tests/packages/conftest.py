@@ -1,17 +1,20 @@
-"""The packages, built once, and a small Debian to install them in."""
+"""The packages, built once, and small Debians to install them in."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-import subprocess
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.harness import ROOT
+from tests.makes import run_make
 from tests.netns.conftest import _logs_are_clean
 
 from .chroot import Chroot, debootstrap
@@ -32,17 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def make(*target: str) -> Path:
     """Run `make TARGET` as a developer would, perhaps with variables. Returns dist/."""
-    ours = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
-    done = subprocess.run(
-        ["make", "--no-print-directory", *target],
-        check=False,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,  # a minute on two idle cores
-    )
+    done = run_make(*target)
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / "dist"
 
@@ -83,29 +76,59 @@ def foreign(pyz: Path) -> None:
     make_all()
 
 
+FRESH_S: Final = 86_400.0  # for how long a Debian serves: its packages must still be those of the archive
+
+
+def cached(name: str, make: Callable[[Path], object]) -> Path:
+    """A Debian in build/debian, made by `make` unless there is one of today. Only to be copied.
+
+    All workers of a test run share it, and the runs of one day.
+    """
+    place = ROOT / "build" / "debian"
+    place.mkdir(parents=True, exist_ok=True)
+    made, unfinished = place / name, place / f"{name}.part"
+    with (place / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists() or time.time() - made.stat().st_mtime > FRESH_S:
+            for old in (made, unfinished):
+                shutil.rmtree(old, ignore_errors=True)
+            make(unfinished)
+            os.utime(unfinished)
+            unfinished.rename(made)
+    return made
+
+
+def with_packages(base: Path, root: Path, *packages: str) -> None:
+    """Make a copy of that Debian with more packages."""
+    Chroot.copy_of(base, root).install(*packages)
+
+
+BOOTS: Final = ("python3", "systemd-sysv", "adduser", "iproute2", "iputils-ping")
+
+
 @pytest.fixture(scope="session")
-def bookworm() -> Iterator[Path]:
+def bookworm() -> Path:
     """An untouched minimal Debian 12, to be copied."""
-    with tempfile.TemporaryDirectory(prefix="bookworm-") as directory:
-        root = Path(directory, "root")
-        debootstrap(root)
-        yield root
+    return cached("bookworm", lambda root: debootstrap(root, "bookworm"))
+
+
+@pytest.fixture(scope="session")
+def trixie() -> Path:
+    """An untouched minimal Debian 13, to be copied."""
+    return cached("trixie", lambda root: debootstrap(root, "trixie"))
 
 
 @pytest.fixture
 def minimal(bookworm: Path) -> Iterator[Chroot]:
-    """A copy of it to work in."""
+    """A copy of Debian 12 to work in."""
     with tempfile.TemporaryDirectory(prefix="debian-") as directory:
         yield Chroot.copy_of(bookworm, Path(directory, "root"))
 
 
 @pytest.fixture(scope="session")
-def bookworm_with_python(bookworm: Path) -> Iterator[Path]:
+def bookworm_with_python(bookworm: Path) -> Path:
     """One with Debian's own Python, to be copied."""
-    with tempfile.TemporaryDirectory(prefix="bookworm-python-") as directory:
-        made = Chroot.copy_of(bookworm, Path(directory, "root"))
-        made.install("python3")
-        yield made.root
+    return cached("bookworm-python", lambda root: with_packages(bookworm, root, "python3"))
 
 
 @pytest.fixture
@@ -116,9 +139,13 @@ def debian(bookworm_with_python: Path) -> Iterator[Chroot]:
 
 
 @pytest.fixture(scope="session")
-def bookworm_with_systemd(bookworm_with_python: Path) -> Iterator[Path]:
+def bookworm_with_systemd(bookworm_with_python: Path) -> Path:
     """One that boots, to be copied."""
-    with tempfile.TemporaryDirectory(prefix="bookworm-systemd-") as directory:
-        made = Chroot.copy_of(bookworm_with_python, Path(directory, "root"))
-        made.install("systemd-sysv", "adduser", "iproute2", "iputils-ping")
-        yield made.root
+    return cached("bookworm-systemd", lambda root: with_packages(bookworm_with_python, root, *BOOTS))
+
+
+@pytest.fixture(scope="session")
+def trixie_with_systemd(trixie: Path) -> Path:
+    """A Debian 13 that boots, and has what downloads a key of apt, to be copied."""
+    packages = (*BOOTS, "ca-certificates", "curl")
+    return cached("trixie-systemd-curl", lambda root: with_packages(trixie, root, *packages))

@@ -1,170 +1,211 @@
-"""The Containerfile. No container engine runs here, so its steps are run as they stand in Debians of our own, and what
-it says of the container (user, capability, entry point, health check, stop signal) is done with setpriv and chroot."""
+"""The Containerfile: built and run by Podman with runc, on a Debian that debootstrap made."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-import signal
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.harness import ROOT, Host, Lab, wait_for_ping
-from tests.netns.topologies import RETRY_S, TUNNEL_SERVER, UPLOADING, cable, client_config, server_config
+from tests.harness import ROOT, Host, Lab, wait_for_ping, wait_until
+from tests.netns.howtos import read_page
+from tests.netns.topologies import (
+    TUNNEL_SERVER,
+    UPLOADING,
+    cable,
+    client_config,
+    server_config,
+)
 
-from .containerfile import Image, Unknown, build, instructions
+from .engine import PATIENCE_S, USER, Engine, build, engines
 from .pythons import EXERCISE, EXERCISED, NATIVE
 
 pytestmark = pytest.mark.netns
 
 FILE: Final = ROOT / "packaging" / "Containerfile"
-# What Docker leaves a container by default; --cap-add NET_ADMIN adds the last one.
-DEFAULT: Final = (
-    *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "net_bind_service"),
-    *("net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
-)
-NET_ADMIN: Final = 1 << 12
+TOOLS: Final = Path(sys.executable).parent  # with podman-compose
+HOST: Final = ("--network", "host")
+TUN: Final = ("--cap-add", "NET_ADMIN", "--device", "/dev/net/tun")
+# Podman gives the image's user the capabilities that were asked for. Docker gives none to a user who is not root, so
+# that only a file that is executed can.
+AS_DOCKER: Final = ["setpriv", "--inh-caps=-all", "--ambient-caps=-all", "tapotun"]
 
 
 @pytest.fixture(scope="module")
-def image(bookworm: Path) -> Iterator[Image]:
+def both_engines() -> Iterator[tuple[Engine, Engine]]:
+    """Root's, and another user's."""
+    with engines() as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def engine(both_engines: tuple[Engine, Engine]) -> Engine:
+    """Root's."""
+    return both_engines[0]
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, trixie: Path) -> str:
     """Built from the file as it stands."""
-    with tempfile.TemporaryDirectory(prefix="image-") as directory:
-        built, base = build(FILE, ROOT, bookworm, Path(directory))
-        # Pinned: a name that moves would be another image tomorrow.
-        assert re.fullmatch(r"docker\.io/library/debian:bookworm-\d{8}-slim", base)
-        yield built
+    return build(engine, FILE, ROOT, trixie)
 
 
-def contained(
-    image: Image, command: Sequence[str], *options: str, net_admin: bool = True, user_and_group: str = ""
-) -> list[str]:
-    """The command as an engine starts it: the image's user, or another, and no capability but those that files may
-    give. `options` are setpriv's."""
-    user, group = (user_and_group or image.user).split(":")
-    allowed = ",".join(f"+{it}" for it in [*DEFAULT, *(["net_admin"] if net_admin else [])])
-    drop = ["setpriv", *options, f"--reuid={user}", f"--regid={group}", "--clear-groups"]
-    drop += ["--inh-caps=-all", "--ambient-caps=-all", f"--bounding-set=-all,{allowed}"]
-    # env, since setpriv itself still has root's powers when it starts something.
-    return image.files.argv([*drop, "--", "env", *command])
+def config(host: Host, content: dict[str, object]) -> tuple[str, ...]:
+    """The option that brings a config into a container, where its user may read it."""
+    file = host.tmp / "tapotun.json"
+    file.write_text(json.dumps([content]), encoding="utf-8")
+    file.chmod(0o400)
+    os.chown(file, USER, USER)
+    host.tmp.chmod(0o755)
+    return ("-v", f"{file}:/etc/tapotun/tapotun.json:ro")
 
 
-def capabilities(pid: int) -> int:
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(re.findall(r"(?m)^CapEff:\s+([0-9a-f]+)$", text)[0], 16)
+def test_the_base_image_is_pinned() -> None:
+    """By its digest, with its date for people."""
+    base = r"(?m)^ARG BASE=docker\.io/library/debian:trixie-\d{8}-slim@sha256:[0-9a-f]{64}$"
+    assert len(re.findall(base, FILE.read_text(encoding="utf-8"))) == 1
 
 
-def config(image: Image, host: Host, content: dict[str, object]) -> Path:
-    """A config for one container, which its user may read; as -v would bring it in."""
-    return image.files.write(
-        f"/etc/tapotun/{host.name}.json", json.dumps([content]), owner=int(image.user.split(":")[0])
-    )
-
-
-def test_it_runs_as_its_user_with_just_one_capability(image: Image, lab: Lab) -> None:
+def test_hub_and_client(engine: Engine, image: str, lab: Lab) -> None:
+    """As docs/packages.md starts them; the client with a file system that it cannot write to."""
     server, client = cable(lab)
-    for host, content in ((server, server_config()), (client, client_config())):
-        config(image, host, content)
-
-    assert image.command == ["run", "--name", "tapotun", "/etc/tapotun/tapotun.json"]
-
-    def argv(host: Host) -> list[str]:
-        """The image's own command, but for the name: both containers here share one image's files."""
-        return [*image.entrypoint, "run", "--name", host.name, f"/etc/tapotun/{host.name}.json"]
-
     with (
-        server.start(contained(image, argv(server)), name="tapotun") as hub,
-        client.start(contained(image, argv(client)), name="tapotun") as laptop,
+        engine.container(server, "hub", *HOST, *TUN, *config(server, server_config()), image) as hub,
+        engine.container(
+            client, "laptop", *HOST, *TUN, "--read-only", "--cap-drop", "ALL", *config(client, client_config()), image
+        ) as laptop,
     ):
-        hub.wait_for_log("started: ")
-        laptop.wait_for_log(UPLOADING, timeout=RETRY_S)
+        laptop.wait_for_log(UPLOADING)
         wait_for_ping(client, TUNNEL_SERVER)
-        status = Path(f"/proc/{hub.pid}/status").read_text(encoding="ascii")
-        assert re.search(r"(?m)^Uid:\t810\t810\t810\t810$", status)
-        assert capabilities(hub.pid) == NET_ADMIN
-        # Healthy, as the engine asks.
+        for container in (hub, laptop):
+            wait_until(container.is_healthy, PATIENCE_S, f"{container.name} to be healthy", container.log)
+            assert container.top("user", "capeff", "seccomp") == ["tapotun", "NET_ADMIN", "filter"]
+        assert "laptop" in hub.execute("tapotun", "status")
+        # Healthy means that every interface is up.
+        assert hub.stop() == 0
+        wait_until(lambda: not laptop.is_healthy(), PATIENCE_S, "the client to be unhealthy", laptop.log)
+        assert laptop.stop() == 0
+        for container in (hub, laptop):
+            assert container.log().splitlines()[-1].endswith("stopped")
         for host in (server, client):
-            health = host.run(contained(image, [*image.healthcheck, "--name", host.name]), timeout=60)
-            assert health.stderr == ""
-        assert "laptop" in server.run(contained(image, ["tapotun", "status"]), timeout=60).stdout
-        # Stopped as the engine stops it.
-        for it in (laptop, hub):
-            assert it.stop(5, with_signal=signal.Signals[image.stop_signal]) == 0
-    done = server.run(contained(image, [*image.healthcheck[:3], "0.1"]), check=False, timeout=60)
-    assert done.returncode == 3, "with nothing running it is not healthy"
-    assert image.healthcheck[:3] == ["tapotun", "wait", "--timeout"]
-    limits = [float(image.healthcheck_options["timeout"].removesuffix("s")), float(image.healthcheck[3])]
-    assert limits[0] > limits[1], "the engine would kill the check before it can say anything"
+            assert "tun0" not in host.run(["ip", "link"]).stdout
 
 
-def test_without_the_capability_it_says_so_and_other_verbs_work(image: Image, lab: Lab) -> None:
+def test_what_it_says_and_does_without_the_capability(engine: Engine, image: str, lab: Lab) -> None:
     host = lab.host("machine")
-    config(image, host, server_config())
-    start = [*image.entrypoint, "run", "/etc/tapotun/machine.json"]
-    done = host.run(contained(image, start, net_admin=False), check=False, timeout=60)
-    assert done.returncode == 1
-    assert "(uid 810) lacks CAP_NET_ADMIN" in done.stderr
-    assert "--cap-add=NET_ADMIN" in done.stderr
-    done = host.run(contained(image, [*image.entrypoint, "token"], net_admin=False), timeout=60)
-    assert done.stdout.startswith('client:  "token": ')
-    done = host.run(contained(image, [*image.entrypoint, "--version"], net_admin=False), timeout=60)
-    assert done.stdout == NATIVE
+    given = config(host, server_config(listen="127.0.0.1"))
+    with engine.container(host, "refused", *HOST, "--device", "/dev/net/tun", *given, image) as container:
+        assert container.wait() == 1
+        assert "(uid 810) lacks CAP_NET_ADMIN" in container.log()
+        assert "--cap-add=NET_ADMIN" in container.log()
+    for verb, expected in (("token", 'client:  "token": '), ("--version", NATIVE)):
+        assert engine.run("podman", "run", "--rm", *HOST, image, verb, host=host).stdout.startswith(expected)
 
 
-def test_where_no_file_may_give_a_capability_root_can_run_it(image: Image, lab: Lab) -> None:
-    """--security-opt no-new-privileges."""
+def test_as_docker_starts_it(engine: Engine, image: str, lab: Lab) -> None:
+    """The interpreter's file gives the capability, unless no file may; then root can run it."""
     host = lab.host("machine")
-    config(image, host, server_config(listen="127.0.0.1"))
-    start = [*image.entrypoint, "run", "/etc/tapotun/machine.json"]
-    done = host.run(contained(image, start, "--no-new-privs"), check=False, timeout=60)
-    assert done.returncode == 1
-    assert "(uid 810) lacks CAP_NET_ADMIN" in done.stderr
-    as_root = contained(image, start, "--no-new-privs", user_and_group="0:0")
-    with host.start(as_root, name="tapotun") as daemon:
-        daemon.wait_for_log("started: ")
-        assert capabilities(daemon.pid) & NET_ADMIN
-        assert daemon.stop(5) == 0
+    options = [*HOST, *TUN, *config(host, server_config(listen="127.0.0.1"))]
+    as_docker = ["--entrypoint", json.dumps(AS_DOCKER)]
+    command = engine.inspect("image", image)["Config"]["Cmd"]  # which --entrypoint drops
+    no_new_privileges = ["--security-opt", "no-new-privileges"]
+    with engine.container(host, "docker", *options, *as_docker, image, *command) as container:
+        wait_until(container.is_healthy, PATIENCE_S, "the container", container.log)
+        assert container.top("user", "capeff") == ["tapotun", "NET_ADMIN"]
+    with engine.container(host, "refused", *options, *as_docker, *no_new_privileges, image, *command) as container:
+        assert container.wait() == 1
+        assert "(uid 810) lacks CAP_NET_ADMIN" in container.log()
+    with engine.container(host, "root", *options, *no_new_privileges, "--user", "0", image) as container:
+        wait_until(container.is_healthy, PATIENCE_S, "the container", container.log)
+        assert container.top("user", "capeff") == ["root", "NET_ADMIN"]
+        assert container.stop() == 0
 
 
-def test_nobody_else_gets_the_capability(image: Image, lab: Lab) -> None:
+def test_what_is_in_it(engine: Engine, image: str, lab: Lab) -> None:
     host = lab.host("machine")
-    python = "/opt/tapotun/bin/python-net-admin"
-    other = contained(image, [python, "-c", ""], user_and_group="65534:65534")
-    done = host.run(other, check=False, timeout=60)
-    assert "Permission denied" in done.stderr
-    found = image.files.run(["getcap", "-r", "/"])
-    assert found == f"{python} cap_net_admin=ep\n"
-
-
-def test_it_is_small_and_has_nothing_of_its_making(image: Image, bookworm: Path) -> None:
-    def size(root: Path) -> int:
-        done = subprocess.run(["du", "-sxk", root], check=True, capture_output=True, text=True)
-        return int(done.stdout.split()[0])
-
-    added_mb = (size(image.files.root) - size(bookworm)) / 1024
+    size = {name: engine.inspect("image", name)["Size"] for name in (image, "localhost/base")}
+    added_mb = (size[image] - size["localhost/base"]) / 1e6
     assert added_mb < 90, f"{added_mb:.0f} MB on top of the base image"
-    for path in ("src", "opt/tapotun/bin/pip", "usr/bin/gcc", "usr/bin/pip3"):
-        assert not (image.files.root / path).exists(), path
-    assert not list((image.files.root / "var/lib/apt/lists").iterdir())
-    assert not list((image.files.root / "opt/tapotun").rglob("pip"))
-    assert image.labels["org.opencontainers.image.title"] == "tapotun"
+    settings = engine.inspect("image", image)
+    assert settings["Config"]["Labels"]["org.opencontainers.image.title"] == "tapotun"
+    check = settings["Healthcheck"]
+    assert check["Test"][:4] == ["CMD", "tapotun", "wait", "--timeout"]
+    assert check["Timeout"] / 1e9 > float(check["Test"][4]), "the engine would kill the check before it says anything"
+
+    def shell(script: str, *options: str) -> str:
+        argv = [*HOST, *options, "--entrypoint", "sh", image, "-c", script]
+        return engine.run("podman", "run", "--rm", *argv, host=host).stdout
+
+    # Nothing of its making.
+    paths = "/src /opt/tapotun/bin/pip /usr/bin/gcc /usr/bin/pip3 /var/lib/apt/lists/*"
+    assert shell(f"ls -d {paths} 2>/dev/null; find /opt/tapotun -name pip") == ""
+    # One file gives a capability, and nobody but the program's user may execute it.
+    python = "/opt/tapotun/bin/python-net-admin"
+    assert shell("getcap -r / 2>/dev/null", "--user", "0") == f"{python} cap_net_admin=ep\n"
+    argv = [*HOST, "--user", "65534:65534", "--entrypoint", python, image, "-c", ""]
+    refused = engine.run("podman", "run", "--rm", *argv, host=host, check=False)
+    assert "ermission denied" in refused.stderr
+    # Each of these users has a state directory for the update check: what is not usable is this file.
+    for user in (f"{USER}:{USER}", "0", "2345:0"):
+        source = ("update", "--url", "http://127.0.0.1:9/", "--root-file", "/etc/os-release")
+        done = engine.run("podman", "run", "--rm", *HOST, "--user", user, image, *source, host=host, check=False)
+        assert "the trusted root is not usable metadata" in done.stderr, (user, done.stderr)
+    # The native module.
+    argv = [*HOST, "--entrypoint", "/opt/tapotun/bin/python3", image, "-I", "-c", EXERCISE]
+    ran = engine.run("podman", "run", "--rm", *argv, host=host)
+    place = r"/opt/tapotun/lib/python3\.13/site-packages/.*/_pump\.abi3\.so"
+    assert re.fullmatch(EXERCISED.format(place), ran.stdout)
 
 
-def test_it_has_the_c_module(image: Image, lab: Lab) -> None:
-    done = lab.host("machine").run(contained(image, ["/opt/tapotun/bin/python3", "-I", "-c", EXERCISE]), timeout=60)
-    assert re.fullmatch(EXERCISED.format(r"/opt/tapotun/lib/python3\.11/site-packages/.*/_pump\.abi3\.so"), done.stdout)
+def test_the_howto(engine: Engine, image: str, lab: Lab) -> None:
+    """docs/howto/containers.md as it is written, with the compose file, but for the image, which is there."""
+    host = lab.host("machine")
+    place = host.tmp / "srv"
+    place.mkdir()
+    engine.run("mount", "--bind", place, "/srv")
+    steps = read_page("containers")
+    try:
+        for step in steps[1:]:
+            assert step.machines == ["machine"]
+            if step.language != "sh":
+                file = place / Path(step.path).relative_to("/srv")
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(step.text, encoding="utf-8")
+                continue
+            script = f"PATH={TOOLS}:$PATH\n{step.text}"
+            print(engine.run("sh", "-ec", script, host=host).stdout)
+        assert engine.run("podman", "healthcheck", "run", "tapotun", check=False).returncode == 0
+        assert "tun0" in host.run(["ip", "link"]).stdout
+        assert engine.inspect("container", "tapotun")["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+    finally:
+        engine.run(TOOLS / "podman-compose", "-f", "/srv/tapotun/compose.yaml", "down", host=host)
+        engine.run("umount", "/srv")
+    assert "tun0" not in host.run(["ip", "link"]).stdout
+    assert engine.run("podman", "ps", "-aq").stdout == ""
 
 
-def test_what_the_reader_does_not_know_is_an_error(tmp_path: Path, bookworm: Path) -> None:
-    """Or a step that nobody ran would pass."""
-    file = tmp_path / "Containerfile"
-    for text in ("ARG BASE=x\nFROM elsewhere\n", "RUN true\n", "ARG BASE=x\n"):
-        file.write_text(text, encoding="utf-8")
-        with pytest.raises(Unknown):
-            build(file, ROOT, bookworm, tmp_path / "stages")
-    assert list(instructions("RUN a \\\n # no\n  b\n\n# c\nUSER 1")) == [("RUN", "a b"), ("USER", "1")]
+def test_an_engine_without_root(both_engines: tuple[Engine, Engine], image: str, lab: Lab) -> None:
+    """The hub has a network of its own, and a published port; its client is root's."""
+    engine, rootless = both_engines
+    server, client = cable(lab)
+    given = config(server, server_config(listen="0.0.0.0"))
+    (server.tmp / "tapotun.json").chmod(0o444)  # user 810 in there is another one here
+    archive = server.tmp / "image.tar"
+    engine.run("podman", "save", "-q", "-o", archive, image)
+    archive.chmod(0o444)
+    rootless.run("podman", "load", "-q", "-i", archive)
+    with (
+        rootless.container(server, "hub", "--network", "slirp4netns", "-p", "8080:8080", *TUN, *given, image) as hub,
+        engine.container(client, "laptop", *HOST, *TUN, *config(client, client_config()), image) as laptop,
+    ):
+        laptop.wait_for_log(UPLOADING)
+        wait_for_ping(client, TUNNEL_SERVER)
+        assert hub.is_healthy()
+        assert hub.top("user", "capeff") == ["tapotun", "NET_ADMIN"]
+        assert "tun0" not in server.run(["ip", "link"]).stdout
+        assert hub.stop() == 0

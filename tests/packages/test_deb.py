@@ -74,8 +74,9 @@ def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp
     assert re.fullmatch(
         r"tapotun:x:\d+:\d+:.*:/nonexistent:/usr/sbin/nologin\n", debian.run(["getent", "passwd", "tapotun"])
     )
-    drop_in = (debian.root / "usr/share/tapotun/systemd/unix-socket.conf").read_text(encoding="utf-8")
-    assert drop_in == (ROOT / "conf" / "systemd" / "unix-socket.conf").read_text(encoding="utf-8")
+    for name in ("unix-socket.conf", "notify-reload.conf"):
+        drop_in = debian.root / "usr/share/tapotun/systemd" / name
+        assert drop_in.read_bytes() == (ROOT / "conf" / "systemd" / name).read_bytes()
     unit = (debian.root / "usr/lib/systemd/system/tapotun@.service").read_text(encoding="utf-8")
     assert unit == (ROOT / "conf" / "systemd" / "tapotun@.service").read_text(encoding="utf-8")
     assert "ExecStart=/usr/bin/tapotun run" in unit
@@ -88,6 +89,8 @@ def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp
         "usr/share/tapotun/tapotun.schema.json",
         "usr/share/doc/tapotun/copyright",
         "usr/share/doc/tapotun/README.md.gz",
+        "usr/share/doc/tapotun/SECURITY.md.gz",
+        "usr/share/doc/tapotun/howto/site-to-site.md.gz",
         "usr/share/doc/tapotun/examples/configs/server-minimal.json",
         "usr/share/doc/tapotun/examples/proxies/nginx/nginx.conf",
     ):
@@ -143,43 +146,6 @@ def test_its_life_from_install_to_purge(deb: Path, debian: Chroot, lab: Lab, tmp
 # What adduser leaves: the files before the user was made, and its lock. The user stays, and so does its number.
 _ACCOUNTS = {*(f"./etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow")), "./run/adduser"}
 _WANTS = {"./etc/systemd/system/multi-user.target.wants"}  # systemd's
-
-
-# Stands for systemd's, which none runs here to answer: writes down what it is asked, and knows one service that runs.
-_SYSTEMCTL = """#!/bin/sh
-echo "$*" >>/tmp/asked
-case $1 in
-    list-units) echo 'tapotun@hub.service loaded active running tapotun hub' ;;
-    --version) echo 'systemd 252 (252)' ;;
-esac
-"""
-
-
-def test_an_upgrade_restarts_what_runs_and_a_removal_stops_it(deb: Path, debian: Chroot, tmp_path: Path) -> None:
-    """The scripts' part of it, with Debian's own deb-systemd-invoke."""
-    (debian.root / "usr/sbin/policy-rc.d").unlink()
-    debian.write("/usr/bin/systemctl", _SYSTEMCTL, mode=0o755)
-    (debian.root / "run/systemd/system").mkdir(parents=True)
-    asked = debian.root / "tmp" / "asked"
-
-    def answers(*argv: str) -> list[str]:
-        asked.unlink(missing_ok=True)
-        debian.run(argv)
-        return asked.read_text(encoding="utf-8").splitlines() if asked.exists() else []
-
-    shutil.copy(deb, debian.root / "tmp")
-    said = answers("dpkg", "-i", f"/tmp/{deb.name}")
-    assert "--system daemon-reload" in said
-    assert not [line for line in said if "tapotun@hub" in line], "a first installation starts nothing"
-    upgrade = newer(deb, tmp_path, f"{__version__}-2")
-    shutil.copy(upgrade, debian.root / "tmp")
-    said = answers("dpkg", "-i", f"/tmp/{upgrade.name}")
-    assert [line for line in said if "restart" in line and "tapotun@hub.service" in line], said
-    assert not [line for line in said if " stop " in f" {line} "], said
-    assert said.index("--system daemon-reload") < len(said) - 1
-    said = answers("dpkg", "-r", "tapotun")
-    assert [line for line in said if "stop" in line and "tapotun@hub.service" in line], said
-    assert said[-1] == "--system daemon-reload"
 
 
 def test_what_root_s_services_read_becomes_readable_for_their_user_once(

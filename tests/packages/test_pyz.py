@@ -20,6 +20,7 @@ from typing import Final
 import pytest
 
 from tests.harness import EXAMPLES, ROOT, Lab, Process, ping, upload, wait_for_ping
+from tests.harness.updates import Repository, serving
 from tests.netns.topologies import RETRY_S, TUNNEL_SERVER, UPLOADING, allowed, cable, client_config, server_config
 from tests.unit.test_early_signals import SITE
 
@@ -85,6 +86,24 @@ def test_it_runs_with_every_python_of_this_machine(pyz: Path, python: Path, tmp_
     tokens = run([python, pyz, "token"])
     assert tokens.stdout.startswith('client:  "token": ')
     assert tokens.returncode == 0
+
+
+@pytest.mark.parametrize("python", list(pythons()), ids=lambda it: it.name)
+def test_it_looks_for_updates(pyz: Path, python: Path, tmp_path: Path) -> None:
+    """With processes that have no rights, and load nothing once they have none: only root can read the program here."""
+    repository = Repository(tmp_path / "repository")
+    content = os.urandom(100_000)
+    repository.add("99.0", content)
+    place = tmp_path / "place"
+    place.mkdir(mode=0o700)
+    program = shutil.copy(pyz, place / "tapotun.pyz")
+    with serving(repository.directory) as server:
+        source = ["--url", server.url, "--root-file", str(repository.root_file)]
+        output = tmp_path / "new"
+        argv = [python, "-W", "error", program, "update", *source, "--output", output]
+        done = run(argv, env={"PATH": SYSTEM_PATH, "STATE_DIRECTORY": str(tmp_path / "state")})
+    assert (done.returncode, done.stderr) == (4, "")
+    assert output.read_bytes() == content
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.10"])
@@ -163,6 +182,23 @@ def test_a_machine_for_which_it_has_nothing_is_told_so(public: Path) -> None:
     assert "(cpython-313-riscv64-linux-gnu)" in done.stderr
     assert "cpython-314-aarch64-linux-musl" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# OpenWrt configures Python so that it does not name the machine.
+AS_OPENWRT: Final = """
+import importlib.machinery, sys
+found = importlib.machinery.EXTENSION_SUFFIXES
+found[:] = [f".cpython-{sys.version_info.major}{sys.version_info.minor}.so", ".abi3.so", ".so"]
+"""
+
+
+def test_a_python_that_does_not_name_its_machine(public: Path) -> None:
+    done = run([sys.executable, "-I", "-W", "error", "-c", started(public, AS_OPENWRT)])
+    assert (done.stdout, done.stderr) == (NATIVE, "")
+
+
+def test_nor_its_c_library(pyz: Path, foreign: object) -> None:
+    assert Foreign(platform.machine(), "musl").run(["-c", started(pyz, AS_OPENWRT)]) == NATIVE
 
 
 def test_two_starts_at_once(public: Path) -> None:
@@ -298,13 +334,18 @@ def for_others_only(name: str, data: bytes) -> bytes | None:
 def test_without_a_module_that_can_be_loaded_it_runs(
     pyz: Path, tmp_path: Path, change: Callable[[str, bytes], bytes | None]
 ) -> None:
-    """It says nothing of it, since nothing is missing. Whoever imports the module gets ImportError."""
+    """It says nothing of it, since nothing is missing. Whoever imports the module gets ImportError. `--version` tells a
+    module that is there from none."""
     made = changed(pyz, tmp_path / "tapotun.pyz", change)
     done = run([sys.executable, "-W", "error", made, "token"])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith('client:  "token": ')
     done = run([sys.executable, "-I", "-W", "error", *exercised(made)])
-    assert (done.returncode, done.stdout) == (1, PURE)
+    assert done.returncode == 1
+    if change is of_another_machine:
+        assert "\nplane: python: the native module cannot be loaded: " in done.stdout
+    else:
+        assert done.stdout == PURE
     assert re.match(r"ImportError: ", done.stderr.splitlines()[-1])
 
 
