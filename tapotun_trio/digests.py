@@ -14,16 +14,17 @@ from typing import Any, Final
 
 # Python 3.12 has renamed _sha256.
 _MODULES: Final = {"sha1": ("_sha1",), "sha256": ("_sha2", "_sha256")}
-_found: Final[dict[str, Callable[[bytes], Any]]] = {}
 
 
 def digest(algorithm: str, data: bytes) -> bytes:
     """The hash of ``data``. ``algorithm``: ``sha1`` or ``sha256``."""
-    new = _found.get(algorithm)
-    if new is None:
-        new = _found[algorithm] = _constructor(algorithm)
-    result: bytes = new(data).digest()
+    result: bytes = new_digest(algorithm, data).digest()
     return result
+
+
+def new_digest(algorithm: str, data: bytes = b"") -> Any:
+    """A hash object of the form that `hashlib` has, which has got ``data`` already."""
+    return _NEW[algorithm](data)
 
 
 def are_equal(one: bytes, other: bytes) -> bool:
@@ -42,3 +43,7 @@ def _constructor(algorithm: str) -> Callable[[bytes], Any]:
 
     # Not "for security" as FIPS means it: a host that forbids SHA-1 must still accept deployed tokens.
     return lambda data: hashlib.new(algorithm, data, usedforsecurity=False)
+
+
+# At once and not at first use: the first token may come when no descriptor is left to open a module with.
+_NEW: Final = {algorithm: _constructor(algorithm) for algorithm in _MODULES}

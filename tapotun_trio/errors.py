@@ -5,6 +5,7 @@
     TapotunError            base of the errors below; any other exception is a bug and keeps its traceback
     ├── ConfigError         the operator's fault: the config file cannot be used as it is
     ├── HostError           this machine's: no capability, a port in use, an error of netlink
+    │   ├── MissingBridgeError   this machine's, and maybe temporary: another program makes the bridge
     │   └── ShortageError   this machine's and temporary: no descriptor, memory or thread (also a PeerError)
     └── PeerError           the peer's, or of something on the path: ends that session, nothing else
 
@@ -80,6 +81,7 @@ class EndReason(StrEnum):
     PROTOCOL = "protocol", "the other end broke the protocol"
     TOO_LONG = "too-long", "a line at the control socket is too long"
     # -- the config of one end, or of a proxy
+    OTHER_DEVICE = "other-device", "one end's interface carries IP packets, and the other's Ethernet frames"
     OWN_ADDRESS = "own-address", "the server assigned the address at which the client reaches the server"
     UNTRUSTED_PROXY = "untrusted-proxy", "a PROXY protocol header from an address that is not trusted"
     # -- the control socket
@@ -166,6 +168,7 @@ class RefusalReason(StrEnum):
     BAD_TOKEN = "bad-token", "no token, or one that is not in the config"
     EVICTED = "evicted", "too many connections that had not sent a token"
     NO_ADDRESS = "no-address", "the client has addresses of IPv6 only here, and did not offer IPv6"
+    NO_TAP = "no-tap", "the interface carries Ethernet frames, and the client did not offer that"
     OTHER_SESSION = "other-session", "another machine has taken the token over"
     UNKNOWN_PATH = "unknown-path", "no interface has this path"
 
@@ -185,6 +188,10 @@ class ConfigError(TapotunError):
 
 class HostError(TapotunError):
     """The operating system refused something this interface needs."""
+
+
+class MissingBridgeError(HostError):
+    """The bridge that the interface becomes a port of does not exist. Another program may make it later."""
 
 
 class PeerError(TapotunError):
@@ -255,6 +262,15 @@ _SHORTAGES: Final = {
 _NO_THREAD: Final = (EndReason.NO_THREAD, "raise TasksMax= of the service, or ulimit -u")
 SHORTAGES: Final = frozenset(reason for reason, _ in (*_SHORTAGES.values(), _NO_THREAD))
 _NO_THREAD_TEXT: Final = "can't start new thread"  # Modules/_threadmodule.c raises a plain RuntimeError
+
+
+def reason_of(exc: OSError, place: str | os.PathLike[str]) -> str:
+    """Why a system call failed, in one line. It begins with the file's name, unless that is ``place``, which the
+    caller's text names already."""
+    name, reason = exc.filename2 or exc.filename, exc.strerror or str(exc)
+    if name is None or isinstance(name, int) or os.fsdecode(name) == os.fspath(place):
+        return one_line(reason)
+    return one_line(f"{os.fsdecode(name)}: {reason}")
 
 
 def shortage_of(exc: BaseException, doing: str) -> ShortageError | None:

@@ -49,11 +49,15 @@ class Reloader:
         config: the running config.
         read: returns the new config, checked. Blocking; raises ConfigError.
         admin: the admin listener, if the config has one.
+
+    Attributes:
+        on_reloaded: called with each new config once it is in use.
     """
 
     def __init__(
         self, config: Config, read: Read, registry: Registry, admin: AdminManager, manager: ServiceManager, log: Log
     ) -> None:
+        self.on_reloaded: Callable[[Config], None] = lambda _: None
         self._interfaces: Interfaces | None = None
         self._started = trio.Event()
         self._config = config
@@ -160,6 +164,7 @@ class Reloader:
         if config.log != self._config.log:
             set_up_logging(config.log.level, config.log.format)
         self._config = replace(config, user=self._config.user)  # the user cannot change while the process runs
+        self.on_reloaded(self._config)
         self._log.info("reload: done" if lines else "reload: the config has not changed")
         self._note(lines, None)
         return lines

@@ -11,8 +11,9 @@ from dataclasses import fields
 from typing import Final, TypeAlias
 
 from ..families import IPAddress, IPNetwork, host_network, is_within
+from ..macs import mac_text
 from .diagnostics import MASK, Findings, quote, show
-from .model import IngressOptions, ListenAddress, ListenScope, Mark, Secret, TokenHash, Url
+from .model import Bridge, IngressOptions, ListenAddress, ListenScope, Mark, Secret, TokenHash, Url
 
 Path: TypeAlias = str
 
@@ -31,6 +32,9 @@ class ConflictChecker:
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
         self._names: dict[str, Path] = {}
+        self._bridges: list[tuple[str, Path]] = []
+        self._made_bridges: dict[str, Path] = {}
+        self._macs: dict[bytes, Path] = {}
         self._addresses: dict[IPAddress, Path] = {}
         self._nets: list[tuple[IPNetwork, Path]] = []
         self._routes: dict[IPNetwork, Path] = {}
@@ -48,6 +52,23 @@ class ConflictChecker:
         earlier = self._names.setdefault(name, path)
         if earlier != path:
             self._findings.error(path, quote(name), f"is already used at {earlier}", "choose another")
+
+    def bridge(self, name_path: Path, create_path: Path, bridge: Bridge) -> None:
+        """Register the bridge of a TAP interface. Several may have one bridge; `finish` compares it with the
+        interfaces' names."""
+        self._bridges.append((bridge.name, name_path))
+        if bridge.create:
+            earlier = self._made_bridges.setdefault(bridge.name, create_path)
+            if earlier != create_path:
+                problem = f"makes the bridge that {earlier} makes"
+                self._findings.error(create_path, "true", problem, "leave it with one of them")
+
+    def mac(self, path: Path, mac: bytes) -> None:
+        """Register the MAC address of a TAP interface."""
+        earlier = self._macs.setdefault(mac, path)
+        if earlier != path:
+            problem = f"is already used at {earlier}"
+            self._findings.error(path, quote(mac_text(mac)), problem, "give each interface an address of its own")
 
     def address(self, path: Path, address: IPAddress) -> bool:
         """Register an address of this machine or of a client. Returns whether it was free."""
@@ -180,7 +201,12 @@ class ConflictChecker:
             )
 
     def finish(self) -> None:
-        """Compare what can be compared only when all entries are registered: the servers' networks."""
+        """Compare what can be compared only when all entries are registered: the servers' networks; bridges with the
+        interfaces' names."""
+        for name, path in self._bridges:
+            if (interface := self._names.get(name)) is not None:
+                problem = f"is the name of the interface at {interface}, which is no bridge"
+                self._findings.error(path, quote(name), problem, 'write the name of a bridge, such as "br0"')
         widest: tuple[IPNetwork, Path] | None = None
         for network, path in sorted(self._nets, key=lambda net: (net[0].version, net[0])):
             if widest is None or not is_within(network, widest[0]):
@@ -208,6 +234,7 @@ class ServerConflictChecker:
         self._findings = findings
         self._tokens: dict[TokenHash, Path] = {}
         self._names: dict[str, Path] = {}
+        self._macs: dict[bytes, tuple[Path, Path]] = {}
         self._prefixes: dict[IPNetwork, tuple[Path, Path]] = {}
         self._sources: dict[IPAddress, tuple[Path, Path]] = {}
 
@@ -223,15 +250,27 @@ class ServerConflictChecker:
                 "give each client a token of its own",
             )
 
-    def default_name(self, path: Path, address: IPAddress) -> None:
-        """Register the address as the name of a client without a name. It must come before any given name."""
-        self._names.setdefault(str(address), path)
+    def default_name(self, path: Path, name: str) -> None:
+        """Register the name of a client without a given name, such as its address. It must come before any given
+        name."""
+        self._names.setdefault(name, path)
 
     def name(self, path: Path, name: str) -> None:
         """Register a client's given name."""
         earlier = self._names.setdefault(name, path)
         if earlier != path:
             self._findings.error(path, quote(name), f"already names the client of {earlier}", "choose another")
+
+    def mac(self, path: Path, mac: bytes, owner: Path) -> None:
+        """Register a MAC address that only this client may use, or that is the server's own."""
+        earlier, holder = self._macs.setdefault(mac, (path, owner))
+        if earlier == path:
+            return
+        if holder != owner:
+            problem = f"is already used at {earlier}"
+            self._findings.error(path, quote(mac_text(mac)), problem, "leave it with one")
+        else:
+            self._findings.warning(path, quote(mac_text(mac)), f"is already used at {earlier}", "remove one")
 
     def address(self, path: Path, address: IPAddress, owner: Path) -> None:
         """Register an address as the /32 or /128 prefix that routing makes of it. It must come before any route.

@@ -6,18 +6,38 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final, Literal, TypeAlias
 
-from .model import AdminConfig, AllowedClient, Config, InterfaceConfig, LogConfig, Mark, ServerConfig
+from ..macs import mac_text
+from .model import (
+    AdminConfig,
+    AllowedClient,
+    Bridge,
+    Config,
+    InterfaceConfig,
+    LogConfig,
+    Mark,
+    ServerConfig,
+    UpdateConfig,
+)
 
 # live: applied to the running interface, whose sessions continue. restart: the interface is stopped and started again.
 ChangeKind: TypeAlias = Literal["added", "removed", "restart", "live"]
 
 # Fields of a server that cannot change while it runs, and their names in the file.
-_FIXED: Final = {"listen": "listen, port", "path": "path", "ingress": "trusted_proxies, proxy_protocol, listen_mode"}
+_FIXED: Final = {
+    "listen": "listen, port",
+    "path": "path",
+    "ingress": "trusted_proxies, proxy_protocol, listen_mode",
+    "device": "device",
+    "bridge": "bridge",
+    "mac": "mac",
+}
 # Other fields that have another name in the file.
 _NAMES: Final = {
     "nets": "net",
     "addresses": "ip",
     "keepalive_s": "keepalive",
+    "every_s": "every",
+    "spread_s": "spread",
     "login": "the login (user, password_file, server)",
 }
 # Fields whose values are shown. A token is never shown, nor a field that may hold a login or a token, such as a URL.
@@ -42,6 +62,14 @@ _SHOWN: Final = frozenset(
         "transport",
         "auth_header",
         "transport_mark",
+        "device",
+        "bridge",
+        "mac",
+        "macs",
+        "isolate",
+        "arp_guard",
+        "bpdu",
+        "storm_limit",
     }
 )
 _LISTED: Final = 4  # elements that are shown of a changed list
@@ -103,6 +131,14 @@ def process_lines(before: Config, after: Config) -> list[str]:
             lines.append(f"admin: {'added' if before.admin is None else 'removed'}")
     elif before.admin != after.admin:
         lines.append(f"admin: {', '.join(_different(before.admin, after.admin))} changed")
+    if before.update is None or after.update is None:
+        if before.update != after.update:
+            lines.append(f"update: {'added' if before.update is None else 'removed'}")
+    elif before.update != after.update:
+        different = dict.fromkeys(
+            "url" if name == "login" else name for name in _different(before.update, after.update)
+        )
+        lines.append(f"update: {_file_names(different)} changed")
     return lines
 
 
@@ -153,7 +189,7 @@ def _client_lines(interface: str, old: Sequence[AllowedClient], new: Sequence[Al
     return lines
 
 
-_Part: TypeAlias = InterfaceConfig | AllowedClient | AdminConfig | LogConfig
+_Part: TypeAlias = InterfaceConfig | AllowedClient | AdminConfig | LogConfig | UpdateConfig
 
 
 def _different(old: _Part, new: _Part) -> list[str]:
@@ -182,9 +218,11 @@ def _values(
 
 
 def _shown(part: InterfaceConfig | AllowedClient, name: str) -> object:
-    """The value of a field; those that are one value or one for each family as a text."""
+    """The value of a field; those that are one value or one for each family as a text, MAC addresses too."""
     value = getattr(part, name)
-    return " and ".join(map(str, value)) if name in ("nets", "addresses") else value
+    if name in ("nets", "addresses"):
+        return " and ".join(map(str, value)) or None
+    return tuple(map(mac_text, value)) if name == "macs" else value
 
 
 def _difference(old: object, new: object) -> str:
@@ -208,4 +246,10 @@ def _value(value: object) -> str:
         return f"{value:g}"
     if isinstance(value, Mark):
         return f"{value} in table {value.table}"
+    if isinstance(value, bytes):
+        return mac_text(value)
+    if isinstance(value, Bridge):
+        flags = [flag for flag in ("create", "isolated", "bpdu_guard") if getattr(value, flag)]
+        flags += [] if value.learning else ["no learning"]
+        return f"{value.name} ({', '.join(flags)})" if flags else value.name
     return str(value)

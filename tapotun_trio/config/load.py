@@ -23,7 +23,8 @@ from .structs import RawClient, RawInterface, RawRoot, RawServer
 from .typecheck import check_object, field_specs
 from .validate import validate_mark, validate_name, validate_server
 from .validate_client import validate_client
-from .validate_process import validate_admin, validate_log, validate_plane, warn_update
+from .validate_process import validate_admin, validate_log, validate_plane
+from .validate_update import validate_update
 
 _FILE_BYTES: Final = 64 * 1024 * 1024  # room for a million routes; a larger file is the wrong one
 
@@ -97,13 +98,13 @@ def _load_root(root: object, context: LoadContext) -> Config:
     interfaces: tuple[InterfaceConfig, ...] = ()
     if isinstance(root.get("interfaces"), list):
         interfaces = _load_entries(node.at("interfaces"), node.values("interfaces"), context)
-    warn_update(node, context)
     return Config(
         interfaces,
         admin=validate_admin(node, interfaces, context),
         log=validate_log(node),
         user=context.parse_field(node, "user", parse_user_name),
         plane=validate_plane(node),
+        update=validate_update(node, context),
     )
 
 
@@ -124,7 +125,7 @@ def _load_entries(path: str, entries: list[tuple[str, object]], context: LoadCon
 def _load_entry(value: object, path: str, context: LoadContext) -> InterfaceConfig | None:
     """One interface definition. None only if errors were reported."""
     given = value if isinstance(value, dict) else {}
-    is_server = "port" in given or "net" in given
+    is_server = "port" in given or "net" in given or ("listen" in given and "server" not in given)
     is_client = "server" in given
     if is_server and not is_client:
         node = check_object(value, RawServer, path, context.findings)
@@ -185,6 +186,11 @@ def _raw_secrets(root: object) -> Iterator[str]:
                 if isinstance(value.get(name), str) and "@" in value[name]:  # a login
                     yield f"{item(base, i)}.{name}"
     admin = root.get("admin") if isinstance(root, dict) else None
+    update = root.get("update") if isinstance(root, dict) else None
+    if isinstance(update, dict):
+        for name in ("url", "proxy"):
+            if isinstance(update.get(name), str) and "@" in update[name]:  # a login
+                yield f"update.{name}"
     if isinstance(admin, dict):
         yield from (f"admin.{name}" for name in ("token", "read_token") if is_raw_token(admin.get(name)))
 

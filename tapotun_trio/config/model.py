@@ -19,8 +19,13 @@ AuthHeader: TypeAlias = Literal["x-api-key", "authorization", "both"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["text", "json"]
 PlaneMode: TypeAlias = Literal["auto", "off"]
+UpdateMode: TypeAlias = Literal["check", "download", "apply"]
+DeviceKind: TypeAlias = Literal["tun", "tap"]
+"""What the frames of an interface carry: packets of IP, or frames of Ethernet."""
+BpduMode: TypeAlias = Literal["drop", "forward"]
 
 FULL_MASK: Final = 0xFFFF_FFFF  # compares all bits of a fwmark
+STORM_FRAMES: Final = 2000  # per second: a video of 20 Mbit/s by multicast, and far less than a loop makes
 
 
 _SHOWN_PATH_CHARS: Final = 200
@@ -72,12 +77,32 @@ class TokenHash:
 
 
 @dataclass(frozen=True, slots=True)
+class Bridge:
+    """The Linux bridge that a TAP interface is a port of, and the options of that port.
+
+    Attributes:
+        create: make the bridge, and remove it at the end; otherwise it exists.
+        isolated: the port exchanges frames only with ports that are not isolated.
+        learning: the bridge learns which MAC addresses are behind the port.
+        bpdu_guard: the bridge switches the port off when a BPDU arrives through it.
+    """
+
+    name: str
+    create: bool = False
+    isolated: bool = False
+    learning: bool = True
+    bpdu_guard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class AllowedClient:
     """One entry of a server's ``clients``.
 
     Attributes:
-        name: for logs, status and metrics: the config's, or the first address.
-        addresses: the client's own: at most one of each family, IPv4 first.
+        name: for logs, status and metrics: the config's, or the first address. Without one, on a TAP interface, the
+            first MAC address, or its place in the list.
+        addresses: the client's own: at most one of each family, IPv4 first. On a TAP interface maybe none.
+        macs: the only MAC addresses that may be behind this client, and behind no other; empty: any.
     """
 
     name: str
@@ -85,6 +110,7 @@ class AllowedClient:
     addresses: tuple[IPAddress, ...]
     routes: tuple[IPNetwork, ...] = ()
     sources: tuple[IPAddress, ...] = ()
+    macs: tuple[bytes, ...] = ()
 
     @property
     def ipv4(self) -> IPv4Address | None:
@@ -192,7 +218,8 @@ class ServerConfig:
     """An interface definition with ``port`` or ``net``.
 
     Attributes:
-        nets: its own address with the prefix length of its network, at most one of each family, IPv4 first.
+        nets: its own address with the prefix length of its network, at most one of each family, IPv4 first. Empty only
+            on a TAP interface.
         mtu: the MTU of the interface at both ends, in bytes.
         routes: networks that are local to the server.
         push_routes: networks that clients are asked to route into the tunnel; each once, at most 255 of each family.
@@ -201,6 +228,12 @@ class ServerConfig:
         keepalive_s: time between two pings with an extended client.
         path: the only URL path that is answered; None: every path that no other interface on the endpoint has.
         ingress: how connections are accepted at its endpoints.
+        device: what its frames carry.
+        bridge, mac, isolate, arp_guard, bpdu, storm_limit: of a TAP interface only. ``mac``: of the interface; None:
+            one that stays the same is derived. ``isolate``: clients reach the server's side only. ``arp_guard``: a
+            client that has an ``ip`` may claim no other address by ARP or neighbour discovery, and no client an address
+            that is another one's or the server's. ``bpdu``: what becomes of frames to reserved addresses.
+            ``storm_limit``: how many frames per second of one client may be flooded.
     """
 
     kind: ClassVar[Literal["server"]] = "server"
@@ -221,6 +254,13 @@ class ServerConfig:
     keepalive_s: float = 10.0
     path: str | None = None
     ingress: IngressOptions = field(default_factory=IngressOptions)
+    device: DeviceKind = "tun"
+    bridge: Bridge | None = None
+    mac: bytes | None = None
+    isolate: bool = False
+    arp_guard: bool = False
+    bpdu: BpduMode = "drop"
+    storm_limit: int = STORM_FRAMES
 
     @property
     def net4(self) -> IPv4Interface | None:
@@ -236,6 +276,14 @@ class ServerConfig:
     def own_addresses(self) -> tuple[IPAddress, ...]:
         """All addresses of the server inside the tunnel."""
         return (*(net.ip for net in self.nets), *self.ips)
+
+
+def is_pushed_to_base_clients(route: IPNetwork, peers: int | None) -> bool:
+    """Whether base clients get a route of ``push_routes``: only those of generation 2 do, and only IPv4.
+
+    Unlike extended clients, they do not keep their own connections out of it.
+    """
+    return peers == 2 and route.version == 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +400,8 @@ class ClientConfig:
         login: ``user:pass`` for Basic auth at the server's URL (RFC 7617). Each character stands for one byte.
         proxy: None: the environment decides.
         transport_mark: fwmark of the transport's own sockets, or None.
+        device: what the frames have to carry; None: what the server says.
+        bridge, mac: of a TAP interface only, as in `ServerConfig`.
     """
 
     kind: ClassVar[Literal["client"]] = "client"
@@ -368,6 +418,9 @@ class ClientConfig:
     login: Secret | None = None
     proxy: Proxy | NoProxy | None = None
     transport_mark: int | None = None
+    device: DeviceKind | None = None
+    bridge: Bridge | None = None
+    mac: bytes | None = None
 
 
 InterfaceConfig: TypeAlias = ServerConfig | ClientConfig
@@ -399,6 +452,32 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateConfig:
+    """Where new versions of this program come from, and what is done about them.
+
+    Attributes:
+        url: the repository; ``target`` ends with a slash.
+        login: ``user:pass`` for Basic auth at the repository. Each character stands for one byte.
+        mode: report a new version; also fetch it; also install it.
+        channel: which of the repository's versions, such as ``stable``.
+        every_s: time between two checks.
+        spread_s: each check waits for a random part of this time, so that machines do not check together.
+        root_file: the absolute path of the trusted root metadata; None: the program's own.
+        proxy: None: the environment decides.
+    """
+
+    url: Url
+    login: Secret | None = None
+    mode: UpdateMode = "check"
+    channel: str = "stable"
+    every_s: float = 86400.0
+    spread_s: float = 21600.0
+    root_file: str | None = None
+    proxy: Proxy | NoProxy | None = None
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole file.
 
@@ -406,6 +485,7 @@ class Config:
         warnings: the findings that do not prevent a start, a line each.
         user: the name of the user to become after the start; None: the process keeps its user.
         plane: whether `datapath.plane` moves packets, where it can.
+        update: None: new versions are not looked for.
         files: the absolute paths of this file and of all files that it names. A reload reads them again.
     """
 
@@ -415,4 +495,5 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     user: str | None = None
     plane: PlaneMode = "auto"
+    update: UpdateConfig | None = None
     files: tuple[str, ...] = field(default=(), compare=False)

@@ -11,6 +11,7 @@ import re
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final, Literal
 
+from .. import macs
 from ..families import IPAddress, IPInterface, IPNetwork, host_network, network_of, with_prefix
 from ..text import one_line
 from .diagnostics import MASK, InvalidValue, quote
@@ -33,6 +34,7 @@ LOGIN_BYTES: Final = 1024  # user:password
 _SHA1_HEX: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 _HEX: Final = re.compile(r"[0-9A-Fa-f]+")
+_MAC_DIGITS: Final = re.compile(r"[0-9A-Fa-f]{12}")
 _SOCKET_MODE: Final = re.compile(r"0?[0-7]{3}")
 _PREFIX: Final = re.compile(r"0|[1-9][0-9]{0,2}")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
@@ -42,6 +44,7 @@ _LIKE_HASH: Final = re.compile(r"[0-9a-f]{40}|sha256:.*", re.IGNORECASE | re.DOT
 # The names that useradd and adduser allow, and names from a directory service such as LDAP or Active Directory.
 _USER_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.@\\-]{0,62}\$?")
 
+_MAC_EXAMPLE: Final = "02:00:5e:10:00:01"
 _ADMIN_EXAMPLE: Final = '"127.0.0.1:9433"'
 
 _NEW_HASH: Final = "write the hash of the raw token, which printf %s TOKEN | sha1sum or tapotun token prints"
@@ -50,7 +53,7 @@ _NEW_HASH: Final = "write the hash of the raw token, which printf %s TOKEN | sha
 # ------------------------------------------------------------------ names
 
 
-def parse_interface_name(text: str) -> str:
+def parse_interface_name(text: str, example: str = "tun0") -> str:
     """1 to 15 bytes that the kernel accepts as the name of a new interface.
 
     Follows ``dev_valid_name`` (net/core/dev.c), which counts byte 0xa0 as white space, and
@@ -58,11 +61,11 @@ def parse_interface_name(text: str) -> str:
     """
     size = len(text.encode())
     if not text:
-        raise InvalidValue("is empty", 'write a name such as "tun0"')
+        raise InvalidValue("is empty", f"write a name such as {quote(example)}")
     if size > IFNAME_BYTES:
         raise InvalidValue(f"has {size} bytes", f"choose a name of at most {IFNAME_BYTES} bytes")
     if text in (".", "..", "all", "default", "lo"):
-        raise InvalidValue("is a name that Linux reserves", 'choose another, such as "tun0"')
+        raise InvalidValue("is a name that Linux reserves", f"choose another, such as {quote(example)}")
     bad = next((c for c in text if c in "/:%" or c.isspace() or not c.isprintable()), None)
     if bad is not None:
         what = "white space" if bad.isspace() else quote(bad)
@@ -71,6 +74,11 @@ def parse_interface_name(text: str) -> str:
         raise InvalidValue("has a character that the kernel refuses", "use letters a to z, digits, - and _")
     _refuse_unseen(text)
     return text
+
+
+def parse_bridge_name(text: str) -> str:
+    """The name of a bridge, which is an interface."""
+    return parse_interface_name(text, "br0")
 
 
 def parse_client_name(text: str) -> str:
@@ -100,6 +108,40 @@ def parse_user_name(text: str) -> str:
     if not _USER_NAME.fullmatch(text):
         raise InvalidValue("is not the name of a user", 'write one such as "tapotun"')
     return text
+
+
+_CHANNEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+
+
+def parse_channel(text: str) -> str:
+    """Parse the name of an update channel, which becomes a directory of the repository."""
+    if not _CHANNEL.fullmatch(text):
+        raise InvalidValue("is not the name of a channel", 'write one such as "stable": a to z, 0 to 9, . _ -')
+    return text
+
+
+# ------------------------------------------------------------------ durations
+
+_DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str, least: str, most: str) -> float:
+    """Parse a duration such as ``12h``: a number and one of s, m, h, d. ``least`` and ``most`` have the same form.
+
+    Returns seconds.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise InvalidValue("is not a duration", 'write one such as "30m", "12h" or "1d"')
+    seconds = float(int(match[1]) * _UNITS[match[2]])
+    if not _seconds(least) <= seconds <= _seconds(most):
+        raise InvalidValue("is out of range", f'write one from "{least}" to "{most}"')
+    return seconds
+
+
+def _seconds(text: str) -> int:
+    return int(text[:-1]) * _UNITS[text[-1]]
 
 
 # ------------------------------------------------------------------ addresses
@@ -251,6 +293,24 @@ def _refuse_mapped(address: IPAddress, length: str = "") -> None:
     inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     if inner is not None:
         raise InvalidValue("is an IPv4-mapped IPv6 address", f'write "{inner}{length}"')
+
+
+def parse_mac(text: str) -> bytes:
+    """The MAC address of one station: neither multicast nor broadcast."""
+    _refuse_space(text)
+    try:
+        mac = macs.parse_mac(text)
+    except ValueError:
+        digits = re.sub("[.:-]", "", text)
+        if _MAC_DIGITS.fullmatch(digits):
+            colons = macs.mac_text(bytes.fromhex(digits))
+            raise InvalidValue("is not in the form of a MAC address", f"write {quote(colons)}") from None
+        raise InvalidValue("is not a MAC address", f"write one such as {quote(_MAC_EXAMPLE)}") from None
+    if macs.is_station(mac):
+        return mac
+    kinds = {macs.NO_MAC: "no address, because all its bits are 0", macs.BROADCAST: "the broadcast address"}
+    kind = kinds.get(mac, "a multicast address")
+    raise InvalidValue(f"is {kind}", f"write the address of one station, such as {quote(_MAC_EXAMPLE)}")
 
 
 # ------------------------------------------------------------------ tokens
@@ -475,11 +535,12 @@ def _listen_literal(text: str) -> str:
     if literal != text:
         raise InvalidValue("has brackets", f"write {quote(literal)}")
     if isinstance(address, IPv6Address):
-        if address.scope_id is not None or address.is_link_local:
+        if address.is_link_local:
             raise InvalidValue(
                 "is link-local, for which an interface would have to be named",
                 'write "::" or an address of wider scope',
             )
+        _refuse_zone(address)
         if address.ipv4_mapped is not None:
             raise InvalidValue("is an IPv4-mapped IPv6 address", f'write "{address.ipv4_mapped}"')
     if address.is_multicast or str(address) == "255.255.255.255":

@@ -26,13 +26,24 @@ def schema() -> Schema:
     )
     interfaces = {"type": "array", "items": {"$ref": template.format(name="Interface")}, "minItems": 1}
     components["Interface"] = {
-        "description": "An interface definition: a server if it has port or net, else a client.",
+        "description": "An interface definition: a server if it has port, net or listen, else a client.",
         "type": "object",
-        "if": {"anyOf": [{"required": ["port"]}, {"required": ["net"]}]},
+        "if": {
+            "anyOf": [
+                {"required": ["port"]},
+                {"required": ["net"]},
+                {"required": ["listen"], "not": {"required": ["server"]}},
+            ]
+        },
         "then": server,
         "else": client,
     }
     components[RawRoot.__name__]["properties"]["interfaces"] |= interfaces
+    # Only a TAP interface needs neither a network nor addresses of clients.
+    components[RawServer.__name__] |= {
+        "if": {"properties": {"device": {"const": "tap"}}, "required": ["device"]},
+        "else": {"required": ["net"], "properties": {"clients": {"items": {"required": ["ip"]}}}},
+    }
     document: Schema = _without_prefix(
         {
             "$schema": DIALECT,

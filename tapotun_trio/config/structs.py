@@ -11,7 +11,19 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from .model import AuthHeader, LogFormat, LogLevel, PlaneMode, SourceCheck, TlsVersion, TransportChoice
+from .model import (
+    STORM_FRAMES,
+    AuthHeader,
+    BpduMode,
+    DeviceKind,
+    LogFormat,
+    LogLevel,
+    PlaneMode,
+    SourceCheck,
+    TlsVersion,
+    TransportChoice,
+    UpdateMode,
+)
 
 SECRET: Final = {"secret": True}
 """`Meta.extra` of a field whose value must never be shown."""
@@ -40,11 +52,23 @@ Network = Annotated[str, _text("an IPv4 or IPv6 network", "10.60.0.0/24", "fd00:
 Listen = Annotated[str, _text("an address literal or unix:/path", "127.0.0.1", "unix:/run/t.sock")]
 Trusted = Annotated[str, _text('a network, an address or "unix"', "127.0.0.1", "::1", "unix")]
 Seconds = Annotated[float, Meta(ge=0.1, le=86400)]
+Mac = Annotated[str, _text("a MAC address of one station", "02:00:5e:10:00:01")]
+
+_PROXY: Final = Meta(
+    description='connect through this HTTP proxy; "none": no proxy, even if the environment names one',
+    examples=["http://proxy.example.com:3128"],
+    extra=SECRET,  # it may contain a login
+)
+DURATION: Final = "^[0-9]{1,6}[smhd]$"
+"""A number of seconds, minutes, hours or days; `parsers.parse_duration` reads it."""
 
 _ONE_OR_TWO: Final = Meta(min_length=1, max_length=2)
 
 PUSHED_ROUTES: Final = 255
 """How many networks of one family a server can push: x-tun-conf of generation 2 has their number in one byte."""
+
+CLIENT_MACS: Final = 1024
+"""How many MAC addresses of one client can be pinned: as many as the hub's switch learns of one."""
 
 
 class RawMark(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +87,27 @@ class RawMark(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         ]
         | Annotated[int, _uint32("the same as a number", 255, least=1)]
     ) = "0xffffffff"
+
+
+class RawBridge(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The Linux bridge that a TAP interface is a port of."""
+
+    name: Annotated[str, _text("the bridge's name", "br0", minLength=1, maxLength=15)]
+    create: Annotated[bool, Meta(description="make the bridge, and remove it at the end; otherwise it exists")] = False
+    isolated: Annotated[
+        bool, Meta(description="the port exchanges frames only with ports that are not isolated themselves")
+    ] = False
+    learning: Annotated[bool, Meta(description="the bridge learns which MAC addresses are behind the port")] = True
+    bpdu_guard: Annotated[
+        bool, Meta(description="the bridge disables the port when a BPDU of a spanning tree arrives there")
+    ] = False
+
+
+BridgeOption = (
+    Annotated[str, _text("the bridge that the TAP interface is a port of", "br0", minLength=1, maxLength=15)]
+    | RawBridge
+)
+_MAC: Final = _text("the MAC address of the TAP interface, instead of one that is derived", "02:00:5e:10:00:01")
 
 
 class RawTls(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -100,12 +145,22 @@ class RawAllowedClient(Struct, kw_only=True, frozen=True, forbid_unknown_fields=
             extra=SECRET,  # it may be a raw token by mistake
         ),
     ]
-    ip: Annotated[
-        Address | Annotated[list[Address], _ONE_OR_TWO],
-        _each_family("the client's address", "10.10.0.2", "fd00:10::2"),
-    ]
+    ip: (
+        Annotated[
+            Address | Annotated[list[Address], _ONE_OR_TWO],
+            _each_family("the client's address", "10.10.0.2", "fd00:10::2"),
+        ]
+        | UnsetType
+    ) = UNSET
     routes: Annotated[list[Network], Meta(description="networks behind this client")] = []
     sources: Annotated[list[Address], Meta(description="packets from these addresses leave by this client")] = []
+    macs: Annotated[
+        list[Mac],
+        Meta(
+            max_length=CLIENT_MACS,
+            description="on a TAP interface: the only MAC addresses behind this client, and behind no other",
+        ),
+    ] = []
     name: Annotated[str, _text("shown in logs instead of the address", "laptop")] | UnsetType = UNSET
 
 
@@ -117,7 +172,7 @@ class RawInterface(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 
 class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """An interface definition with ``port`` or ``net``."""
+    """An interface definition with ``port``, ``net`` or ``listen``."""
 
     port: Annotated[int, Meta(ge=1, le=65535, description="HTTP port", examples=[8080])] | UnsetType = UNSET
     listen: Listen | list[Listen] | UnsetType = UNSET
@@ -128,10 +183,16 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         Meta(max_length=1000, description="proxies whose X-Forwarded-For, Forwarded or PROXY header is believed"),
     ] = []
     proxy_protocol: Annotated[bool, Meta(description="connections begin with a PROXY protocol header")] = False
-    net: Annotated[
-        str | Annotated[list[str], _ONE_OR_TWO],
-        _each_family("the server's address and prefix", "10.10.0.1/24", "fd00:10::1/64"),
-    ]
+    device: Annotated[DeviceKind, Meta(description="what the interface carries: IP packets, or Ethernet frames")] = (
+        "tun"
+    )
+    net: (
+        Annotated[
+            str | Annotated[list[str], _ONE_OR_TWO],
+            _each_family("the server's address and prefix", "10.10.0.1/24", "fd00:10::1/64"),
+        ]
+        | UnsetType
+    ) = UNSET
     mtu: Annotated[
         int, Meta(ge=68, le=65535, description="MTU of the interface at both ends, in bytes", examples=[1500])
     ] = 1500
@@ -161,6 +222,25 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
             examples=[10],
         ),
     ] = 10.0
+    bridge: BridgeOption | UnsetType = UNSET
+    mac: Annotated[str, _MAC] | UnsetType = UNSET
+    isolate: Annotated[bool, Meta(description="clients reach the server's side only, not one another")] = False
+    arp_guard: Annotated[
+        bool,
+        Meta(description="clients claim no address of another one or of the server by ARP or neighbour discovery"),
+    ] = False
+    bpdu: Annotated[
+        BpduMode, Meta(description="what becomes of frames to 01:80:c2:00:00:00 to 0f, such as those of spanning trees")
+    ] = "drop"
+    storm_limit: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="frames per second of one client that are sent to everybody",
+            examples=[STORM_FRAMES],
+        ),
+    ] = STORM_FRAMES
 
 
 class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -210,17 +290,7 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     password_file: (
         Annotated[str, _text("a file that holds the password for Basic auth", "/etc/tapotun/password")] | UnsetType
     ) = UNSET
-    proxy: (
-        Annotated[
-            str,
-            Meta(
-                description='connect through this HTTP proxy; "none": no proxy, even if the environment names one',
-                examples=["http://proxy.example.com:3128"],
-                extra=SECRET,  # it may contain a login
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
+    proxy: Annotated[str, _PROXY] | UnsetType = UNSET
     transport_mark: (
         Annotated[
             int,
@@ -232,6 +302,12 @@ class RawClient(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
         ]
         | UnsetType
     ) = UNSET
+    device: (
+        Annotated[DeviceKind, Meta(description="what the interface has to carry; otherwise the server decides")]
+        | UnsetType
+    ) = UNSET
+    bridge: BridgeOption | UnsetType = UNSET
+    mac: Annotated[str, _MAC] | UnsetType = UNSET
 
 
 class RawAdmin(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -272,6 +348,40 @@ class RawLog(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     format: Annotated[LogFormat, Meta(description="lines for people, or for programs")] = "text"
 
 
+class RawUpdate(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """New versions of the program: where they come from, and what is done about them."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description="the repository; user:password@ before the host is for Basic auth",
+            examples=["https://updates.example.com/tapotun/"],
+            extra_json_schema={"format": "uri"},
+            extra=SECRET_TEXT,  # it may contain a login
+        ),
+    ]
+    mode: Annotated[UpdateMode, Meta(description="report a new version, also fetch it, or also install it")] = "check"
+    channel: Annotated[str, _text("which of the repository's versions", "stable")] = "stable"
+    every: Annotated[str, _text("the time between two checks", "1d", pattern=DURATION)] = "1d"
+    spread: Annotated[
+        str,
+        _text(
+            "a check waits for a random part of this time, so that machines do not check together",
+            "6h",
+            pattern=DURATION,
+        ),
+    ] = "6h"
+    root_file: (
+        Annotated[
+            str,
+            _text("the root metadata of the repository, whose keys are trusted", "/etc/tapotun/update-root.json"),
+        ]
+        | UnsetType
+    ) = UNSET
+    proxy: Annotated[str, _PROXY] | UnsetType = UNSET
+    tls: RawTls | UnsetType = UNSET
+
+
 class RawRoot(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The file if its root is an object. The root may also be the array of interface definitions alone."""
 
@@ -289,7 +399,7 @@ class RawRoot(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         Annotated[PlaneMode, Meta(description="whether packets take the native fast path where it can be had")]
         | UnsetType
     ) = UNSET
-    update: Annotated[dict[str, Any], Meta(description="for versions that update themselves")] | UnsetType = UNSET
+    update: RawUpdate | UnsetType = UNSET
     schema: (
         Annotated[str, _text("for editors: where tapotun.schema.json is", "/usr/share/tapotun/tapotun.schema.json")]
         | UnsetType
@@ -301,13 +411,15 @@ NAMES: Final[dict[type[Struct], str]] = {
     RawClient: "a client",
     RawAllowedClient: 'an entry of "clients"',
     RawMark: '"mark"',
+    RawBridge: '"bridge"',
     RawTls: '"tls"',
     RawRoot: "the file's root object",
     RawAdmin: '"admin"',
     RawLog: '"log"',
+    RawUpdate: '"update"',
 }
 """Every object that a file may hold, and its name in findings."""
 
-PARTS_OF_PROCESS: Final[tuple[type[Struct], ...]] = (RawAdmin, RawLog)
+PARTS_OF_PROCESS: Final[tuple[type[Struct], ...]] = (RawAdmin, RawLog, RawUpdate)
 """The objects with settings of the process. A field in them that is named like a field of an interface means something
 else."""

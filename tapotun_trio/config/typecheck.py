@@ -90,16 +90,24 @@ def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def _union_members(annotation: Any) -> list[Any]:
     """The members of a union, without UnsetType, which only marks a field that may be left out."""
     if get_origin(_bare(annotation)) in (Union, types.UnionType):
         return [a for a in get_args(_bare(annotation)) if a is not UnsetType]
     return [annotation]
 
 
+def _alternatives(annotation: Any) -> list[Any]:
+    """As `_union_members`, with the members of a union that is a member itself."""
+    members = _union_members(annotation)
+    if members == [annotation]:
+        return members
+    return [alternative for each in members for alternative in _alternatives(each)]
+
+
 def _metadata(annotation: Any) -> tuple[object, bool | Literal["text"]]:
     """The first example in the ``Meta`` of `structs`, and whether the value is secret."""
-    for alternative in (annotation, *_alternatives(annotation)):
+    for alternative in (annotation, *_union_members(annotation), *_alternatives(annotation)):
         meta = _meta(alternative)
         if meta is not None:
             return (meta.examples or [None])[0], (meta.extra or {}).get("secret", False)
@@ -259,8 +267,9 @@ def _check_elements(values: list[object], spec: FieldSpec, path: str, findings: 
 
 
 def _check_one(value: object, annotation: Any, spec: FieldSpec, path: str, findings: Findings) -> object:
-    if isinstance(annotation, type) and issubclass(annotation, Struct):
-        node = check_object(value, annotation, path, findings)
+    structs = [a for a in _alternatives(annotation) if isinstance(a, type) and issubclass(a, Struct)]
+    if structs and (annotation is structs[0] or isinstance(value, JsonObject)):
+        node = check_object(value, structs[0], path, findings)
         return _MISFIT if node is None else node
     if annotation is Any:
         return value
@@ -342,6 +351,8 @@ def _misfit(value: object, annotation: Any, spec: FieldSpec) -> tuple[str, str]:
         if isinstance(value, str) and value in map(str, wanted.values):
             return _is_not_number(value, choice)
         return "is not one of the choices", f"write {choice}"
+    if any(isinstance(a, type) and issubclass(a, Struct) for a in _alternatives(annotation)):  # the example is a text
+        return _is_not(value, "text or an object"), f"write {show(spec.example)}"
     if isinstance(wanted, inspect.UnionType):  # a text or a whole number; the example is a text
         if isinstance(value, int | float | NotANumber) and not isinstance(value, bool):
             return _misfit(value, next(a for a in get_args(annotation) if _bare(a) is int), spec)

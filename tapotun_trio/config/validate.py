@@ -8,6 +8,8 @@ Choices of this program:
 - A client's ``ip`` must be in ``net``: a client learns only the prefix of ``net`` and its own address, and could not
   reach its server otherwise. An address of ``ips`` may be outside, which causes a warning: clients need a route to it
   that they do not get.
+- On a TAP interface ``net`` and a client's ``ip`` may be missing. What is said about routes is refused there, and what
+  is said about Ethernet on a TUN interface.
 - A family is carried only if ``net`` has a network of it, and to and from a client only if its ``ip`` has an address of
   it. So an address or network of another family is an error anywhere in the definition.
 """
@@ -20,6 +22,7 @@ from ipaddress import ip_address
 from typing import Final, Literal, TypeVar, cast
 
 from ..families import IPAddress, IPInterface, IPNetwork, is_within
+from ..macs import mac_text
 from ..martians import is_hostless, martian_kind
 from . import parsers
 from .conflicts import ServerConflictChecker
@@ -27,6 +30,9 @@ from .context import LoadContext
 from .diagnostics import quote, show
 from .model import (
     AllowedClient,
+    BpduMode,
+    Bridge,
+    DeviceKind,
     IngressOptions,
     ListenAddress,
     Mark,
@@ -34,9 +40,20 @@ from .model import (
     SourceCheck,
     TcpAddress,
     UnixAddress,
+    is_pushed_to_base_clients,
 )
 from .structs import PUSHED_ROUTES
 from .typecheck import Node
+from .validate_tap import (
+    MAX_TAP_MTU,
+    OF_ALLOWED_TUN_CLIENT,
+    OF_TAP_SERVER,
+    OF_TUN_SERVER,
+    refuse_on_tap,
+    refuse_on_tun,
+    validate_bridge,
+    validate_mac,
+)
 
 _Value = TypeVar("_Value", IPAddress, IPInterface, IPNetwork)
 
@@ -107,17 +124,28 @@ def validate_server(node: Node, context: LoadContext) -> ServerConfig | None:
 
 @dataclass(frozen=True, slots=True)
 class _ClientAddresses:
-    """The valid addresses of one client, IPv4 first, and their versions of IP: both if an address is invalid."""
+    """What is valid of the addresses of one client.
+
+    Attributes:
+        addresses: IPv4 first.
+        families: their versions of IP; both if an address is invalid.
+        macs: the pinned MAC addresses, each once.
+        default_name: the client's name unless it has a given one.
+        is_complete: whether no address is missing that the client must have.
+    """
 
     addresses: tuple[IPAddress, ...]
     families: frozenset[int]
+    macs: tuple[bytes, ...]
+    default_name: str
+    is_complete: bool
 
 
 class _ServerValidator:
     """One server's definition.
 
     ``_nets`` has the server's networks that are valid, and their paths. ``_families`` are the versions of IP that it
-    carries; both if one of the networks is invalid, which is reported.
+    carries; both if one of the networks is invalid, which is reported. ``_device`` is None if it is invalid.
     """
 
     def __init__(self, node: Node, context: LoadContext) -> None:
@@ -125,30 +153,40 @@ class _ServerValidator:
         self._context = context
         self._findings = context.findings
         self._conflicts = ServerConflictChecker(context.findings)  # between the clients of this server
+        self._device = cast("DeviceKind | None", node.get("device", str))
         self._nets: dict[IPInterface, str] = {}
         self._families = frozenset({4, 6})
 
     def validate(self) -> ServerConfig | None:
         node, context = self._node, self._context
         name = validate_name(node, context)
-        mark = validate_mark(node, context)
+        if self._device == "tun":
+            refuse_on_tun(node, OF_TAP_SERVER, context)
+        elif self._device == "tap":
+            refuse_on_tap(node, OF_TUN_SERVER, context)
+        mark = None if self._device == "tap" else validate_mark(node, context)
+        bridge, mac = self._validate_segment()
         url_path = context.parse_field(node, "path", parsers.parse_url_path)
         listen = self._validate_listen(url_path)
         ingress = self._validate_ingress(listen)
         self._validate_nets()
         mtu = self._validate_mtu()
         ips = self._validate_ips()
-        routes = self._validate_local_routes()
-        push_routes = self._validate_pushed(listen, ips)
+        routes = () if self._device == "tap" else self._validate_local_routes()
+        peers = cast("Literal[1, 2] | None", node.get("peers", int))
+        push_routes = self._validate_pushed(listen, ips, peers)
         push_dns = self._carried(context.parse_list(node, "push_dns", parsers.parse_address))
         clients = self._validate_clients()
         install_routes = node.get("install_routes", bool)
         source_check = cast("SourceCheck | None", node.get("source_check", str))
-        peers = cast("Literal[1, 2] | None", node.get("peers", int))
         keepalive_s = node.get("keepalive", float)
-        if name is None or not self._nets or mtu is None:
+        isolate, arp_guard = node.get("isolate", bool), node.get("arp_guard", bool)
+        bpdu, storm_limit = cast("BpduMode | None", node.get("bpdu", str)), node.get("storm_limit", int)
+        if name is None or self._device is None or mtu is None or not (self._nets or self._device == "tap"):
             return None
         if install_routes is None or source_check is None or peers is None or keepalive_s is None:
+            return None
+        if isolate is None or arp_guard is None or bpdu is None or storm_limit is None:
             return None
         return ServerConfig(
             name=name,
@@ -167,12 +205,48 @@ class _ServerValidator:
             keepalive_s=keepalive_s,
             path=url_path,
             ingress=ingress,
+            device=self._device,
+            bridge=bridge,
+            mac=mac,
+            isolate=isolate,
+            arp_guard=arp_guard,
+            bpdu=bpdu,
+            storm_limit=storm_limit,
         )
+
+    # --- Ethernet ---
+
+    def _validate_segment(self) -> tuple[Bridge | None, bytes | None]:
+        """What only a TAP interface has: its bridge and its MAC address. Warns of what has no effect together."""
+        node = self._node
+        if self._device == "tun":
+            return None, None
+        bridge, mac = validate_bridge(node, self._context), validate_mac(node, self._context)
+        if mac is not None:
+            self._conflicts.mac(node.at("mac"), mac, node.path)
+        if self._device == "tap" and "peers" in node.given:
+            problem = "has no effect on a TAP interface, which base clients cannot use"
+            self._findings.warning(node.at("peers"), "", problem, "remove it")
+        addressed = "net" in node.given or any("ip" in client.given for client in node.nodes("clients"))
+        if node.get("arp_guard", bool) and not addressed:
+            problem = 'protects no address, because there is neither a "net" nor a client with an "ip"'
+            remedy = "add the addresses of those clients that may claim no other, or remove it"
+            self._findings.warning(node.at("arp_guard"), "true", problem, remedy)
+        if bridge is not None and bridge.bpdu_guard and node.get("bpdu", str) == "forward":
+            problem = f"lets any client switch the port off that bpdu_guard protects in bridge {bridge.name}"
+            self._findings.warning(node.at("bpdu"), '"forward"', problem, 'remove one, or set "bpdu": "drop"')
+        return bridge, mac
 
     # --- addresses and pushed routes ---
 
     def _validate_nets(self) -> None:
         """Set ``_nets`` and ``_families``."""
+        if "net" not in self._node.given:
+            if self._device == "tap":
+                self._families = frozenset()
+            elif self._device == "tun":
+                self._findings.error(self._node.at("net"), "", "is missing", 'add "net": "10.10.0.1/24"')
+            return
         good, is_complete = self._one_of_each(self._node, "net", parsers.parse_server_net, "network")
         for path, net in good:
             if self._context.conflicts.address(path, net.ip):
@@ -198,7 +272,17 @@ class _ServerValidator:
 
     def _validate_mtu(self) -> int | None:
         mtu = self._node.get("mtu", int)
-        if mtu is not None and mtu < _IPV6_MTU and any(net.version == 6 for net in self._nets):
+        if mtu is None:
+            return None
+        if self._device == "tap":
+            if mtu < _IPV6_MTU:
+                problem = "is too small for a TAP interface: a bridge has the smallest MTU of its ports, and below "
+                problem += f"{_IPV6_MTU} it loses IPv6"
+                self._findings.error(self._node.at("mtu"), show(mtu), problem, f"write at least {_IPV6_MTU}")
+            elif mtu > MAX_TAP_MTU:
+                problem = "is too large for a TAP interface, whose frames have an Ethernet header too"
+                self._findings.error(self._node.at("mtu"), show(mtu), problem, f"write at most {MAX_TAP_MTU}")
+        elif mtu < _IPV6_MTU and any(net.version == 6 for net in self._nets):
             self._findings.error(
                 self._node.at("mtu"),
                 show(mtu),
@@ -260,16 +344,23 @@ class _ServerValidator:
                 self._findings.error(path, quote(str(route)), problem, "remove it")
         return tuple(route for _, route in routes)
 
-    def _validate_pushed(self, listen: tuple[ListenAddress, ...], ips: tuple[IPAddress, ...]) -> tuple[IPNetwork, ...]:
+    def _validate_pushed(
+        self, listen: tuple[ListenAddress, ...], ips: tuple[IPAddress, ...], peers: int | None
+    ) -> tuple[IPNetwork, ...]:
         """The ``push_routes``, without repetitions, because a client's kernel would refuse a second route. Also warns
-        if clients reach the server at an address within ``net``, which they route into the tunnel."""
+        if clients reach the server at an address within ``net``, which they route into the tunnel, or base clients at
+        one within a pushed route."""
+        if self._device == "tap":
+            pushed: list[tuple[str, IPNetwork]] = []
+        else:
+            pushed = self._pushed_routes()
         own = {*(net.ip for net in self._nets), *ips}
         outside = [address for address in _listen_addresses(listen) if address not in own]
         for net, path in self._nets.items():
             if (covered := _first_covered(net.network, outside)) is not None:
                 self._warn_covers(path, net, covered)
         good: dict[IPNetwork, str] = {}
-        for path, route in self._carried(self._pushed_routes()):
+        for path, route in self._carried(pushed):
             earlier = good.setdefault(route, path)
             inside = self._net_of(route)
             if earlier != path:
@@ -280,9 +371,12 @@ class _ServerValidator:
                 problem = f"is {kind}, where no packet is ever routed, and clients refuse it"
                 self._findings.error(path, quote(str(route)), problem, "remove it")
                 continue
+            elif not is_pushed_to_base_clients(route, peers):
+                continue  # extended clients keep their own connections out of it
             elif route.prefixlen == 0:
-                problem = "routes the clients' own connections to this server into the tunnel too"
-                remedy = "write only the networks that are behind this server"
+                problem = "routes the base clients' own connections to this server into the tunnel too"
+                remedy = "write only the networks that are behind this server, or, if there are no base clients, "
+                remedy += '"peers": 1'
             elif (covered := _first_covered(route, outside)) is not None:
                 self._warn_covers(path, route, covered)
                 continue
@@ -406,11 +500,15 @@ class _ServerValidator:
             value = "[]" if "clients" in self._node.given else ""
             self._findings.warning(self._node.at("clients"), value, "lists no client, so none can connect", "add one")
         nodes = self._node.nodes("clients")
-        addresses = [self._validate_client_ips(node) for node in nodes]
+        addresses = [self._validate_client_addresses(node, number) for number, node in enumerate(nodes, 1)]
         clients = [self._validate_client(node, ips) for node, ips in zip(nodes, addresses, strict=True)]
         return tuple(client for client in clients if client is not None)
 
-    def _validate_client_ips(self, client: Node) -> _ClientAddresses:
+    def _validate_client_addresses(self, client: Node, number: int) -> _ClientAddresses:
+        """``number``: of the client, from 1."""
+        needs_ip = self._device != "tap" or "ip" in client.given
+        if self._device == "tun" and "ip" not in client.given:
+            self._findings.error(client.at("ip"), "", "is missing", 'add "ip": "10.10.0.2"')
         good, is_complete = self._one_of_each(client, "ip", parsers.parse_address, "address")
         for path, ip in good:
             if self._check_family(path, ip) and (net := self._net_of(ip)) is not None:
@@ -420,10 +518,27 @@ class _ServerValidator:
                     self._check_usable(path, ip, net)
             self._context.conflicts.address(path, ip)
             self._conflicts.address(path, ip, client.path)
-        if good and "name" not in client.given:
-            self._conflicts.default_name(*good[0])
         families = frozenset(ip.version for _, ip in good) if is_complete else frozenset({4, 6})
-        return _ClientAddresses(tuple(ip for _, ip in good), families)
+        macs = self._validate_client_macs(client)
+        path, name = client.path, f"client {number}"
+        if good:
+            path, name = good[0][0], str(good[0][1])
+        elif macs:
+            path, name = macs[0][0], mac_text(macs[0][1])
+        if "name" not in client.given:
+            self._conflicts.default_name(path, name)
+        pinned = tuple(dict.fromkeys(mac for _, mac in macs))
+        return _ClientAddresses(tuple(ip for _, ip in good), families, pinned, name, bool(good) or not needs_ip)
+
+    def _validate_client_macs(self, client: Node) -> list[tuple[str, bytes]]:
+        """Path and value of each valid MAC address."""
+        if self._device == "tun":
+            refuse_on_tun(client, ("macs",), self._context)
+            return []
+        macs = self._context.parse_list(client, "macs", parsers.parse_mac)
+        for path, mac in macs:
+            self._conflicts.mac(path, mac, client.path)
+        return macs
 
     def _validate_client(self, client: Node, ips: _ClientAddresses) -> AllowedClient | None:
         token = self._context.parse_field(client, "token", parsers.parse_token_hash)
@@ -432,12 +547,21 @@ class _ServerValidator:
         name = self._context.parse_field(client, "name", parsers.parse_client_name)
         if name is not None:
             self._conflicts.name(client.at("name"), name)
-        routes = self._validate_client_routes(client, ips)
-        sources = self._validate_client_sources(client, ips)
-        if token is None or not ips.addresses:
+        routes: tuple[IPNetwork, ...] = ()
+        sources: tuple[IPAddress, ...] = ()
+        if self._device == "tap":
+            refuse_on_tap(client, OF_ALLOWED_TUN_CLIENT, self._context)
+        else:
+            routes, sources = self._validate_client_routes(client, ips), self._validate_client_sources(client, ips)
+        if token is None or not ips.is_complete:
             return None
         return AllowedClient(
-            name=name or str(ips.addresses[0]), token=token, addresses=ips.addresses, routes=routes, sources=sources
+            name=name or ips.default_name,
+            token=token,
+            addresses=ips.addresses,
+            routes=routes,
+            sources=sources,
+            macs=ips.macs,
         )
 
     def _check_client_family(self, path: str, value: IPAddress | IPNetwork, ips: _ClientAddresses) -> bool:

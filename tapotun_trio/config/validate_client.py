@@ -8,32 +8,30 @@ causes a warning.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Final, Literal, cast
 
-from ..files import FileContent
 from . import parsers, urls
 from .context import LoadContext
 from .diagnostics import MASK, InvalidValue, quote, show
 from .model import (
     FULL_MASK,
     AuthHeader,
+    Bridge,
     ClientConfig,
+    DeviceKind,
     Mark,
     Secret,
-    TlsConfig,
-    TlsVersion,
     TransportChoice,
 )
 from .placeholders import PROBLEM, is_placeholder
 from .typecheck import Node
 from .validate import validate_mark, validate_name
+from .validate_tap import OF_TAP_CLIENT, OF_TUN_CLIENT, refuse_on_tap, refuse_on_tun, validate_bridge, validate_mac
+from .validate_tls import validate_tls
 
 _HEAD_BYTES: Final = 15 * 1024  # a server accepts 16 KiB; the rest is for the tunnel's own headers
-_PEM_KEY: Final = re.compile(rb"^-----BEGIN ([A-Z]+ )*PRIVATE KEY-----", re.MULTILINE)
-# PKCS #8, and the older form of OpenSSL (RFC 1421 section 4.6.1.1)
-_ENCRYPTED: Final = re.compile(rb"^(-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: *4,ENCRYPTED)", re.MULTILINE)
+_INSECURE: Final = "leaves the server unverified: anyone on the path can impersonate it and take the token"
 
 
 def validate_client(node: Node, context: LoadContext) -> ClientConfig | None:
@@ -53,12 +51,13 @@ class _ClientValidator:
     def validate(self) -> ClientConfig | None:
         node, context = self._node, self._context
         name = validate_name(node, context)
-        mark = validate_mark(node, context)
+        device, bridge, mac = self._validate_device()
+        mark = None if device == "tap" else validate_mark(node, context)
         found = context.parse_field(node, "server", urls.parse_url)
         server, url_login = (None, None) if found is None else found
         self._scheme = None if server is None else server.scheme
         token_path, token = self._validate_token()
-        tls = self._validate_tls()
+        tls = validate_tls(node, self._scheme, context, _INSECURE)
         rotate_s = self._validate_rotation()
         transport = cast("TransportChoice | None", node.get("transport", str))
         transport_mark = self._validate_transport_mark(mark)
@@ -85,9 +84,23 @@ class _ClientValidator:
             login=login,
             proxy=proxy,
             transport_mark=transport_mark,
+            device=device,
+            bridge=bridge,
+            mac=mac,
         )
         self._check_head_size(config)
         return config
+
+    def _validate_device(self) -> tuple[DeviceKind | None, Bridge | None, bytes | None]:
+        """The kind of interface that the client insists on, and what only a TAP interface has."""
+        node, context = self._node, self._context
+        device = cast("DeviceKind | None", node.get("device", str))
+        if device == "tap":
+            refuse_on_tap(node, OF_TUN_CLIENT, context)
+        elif device == "tun" or "device" not in node.given:
+            refuse_on_tun(node, OF_TAP_CLIENT, context)
+            return device, None, None
+        return device, validate_bridge(node, context), validate_mac(node, context)
 
     # --- token ---
 
@@ -213,88 +226,6 @@ class _ClientValidator:
                 f"makes requests of {size} bytes, with the URL and the token, and a server accepts {_HEAD_BYTES}",
                 "write fewer or shorter headers",
             )
-
-    # --- TLS ---
-
-    def _validate_tls(self) -> TlsConfig:
-        """The TLS options; defaults where errors were reported."""
-        tls_node = self._node.get("tls", Node)
-        if tls_node is None:
-            return TlsConfig()
-        context = self._context
-        if self._scheme == "http":
-            remedy = 'write "https://..." or remove it'
-            self._findings.warning(tls_node.path, "", "has no effect on an http URL", remedy)
-        ca_file = tls_node.get("ca_file", str)
-        insecure = tls_node.get("insecure", bool) or False
-        self._warn_insecure(tls_node, ca_file, insecure=insecure)
-        if ca_file is not None:
-            context.read_file(tls_node.at("ca_file"), ca_file, parsers.PEM_FILE_BYTES, regular=True)
-        cert_file, key_file = self._validate_certificate(tls_node)
-        tls = TlsConfig(
-            ca_file=None if ca_file is None else context.absolute_path(ca_file),
-            insecure=insecure,
-            cert_file=cert_file,
-            key_file=key_file,
-            server_name=context.parse_field(tls_node, "server_name", urls.parse_host),
-            min_version=cast("TlsVersion | None", tls_node.get("min_version", str)) or "1.2",
-        )
-        if self._scheme == "https":
-            self._validate_tls_files(tls_node, tls)
-        return tls
-
-    def _warn_insecure(self, tls_node: Node, ca_file: str | None, *, insecure: bool) -> None:
-        if insecure and ca_file is not None:
-            problem = 'has no effect together with "insecure": true'
-            self._findings.warning(tls_node.at("ca_file"), quote(ca_file), problem, "remove one of them")
-        elif insecure and self._scheme == "https":
-            problem = "leaves the server unverified: anyone on the path can impersonate it and take the token"
-            remedy = 'set "ca_file" to the authority\'s certificate instead'
-            self._findings.warning(tls_node.at("insecure"), "true", problem, remedy)
-
-    def _validate_certificate(self, tls_node: Node) -> tuple[str | None, str | None]:
-        """The absolute paths of the client's certificate and of its key.
-
-        `_validate_tls_files` checks what only OpenSSL can find out about them.
-        """
-        cert_path, cert_file = tls_node.at("cert_file"), tls_node.get("cert_file", str)
-        key_path, key_file = tls_node.at("key_file"), tls_node.get("key_file", str)
-        if cert_file is None:
-            if key_file is not None and "cert_file" not in tls_node.given:
-                self._findings.error(key_path, quote(key_file), 'is given without "cert_file"', 'add "cert_file"')
-            return None, None
-        content = self._context.read_file(cert_path, cert_file, parsers.PEM_FILE_BYTES, regular=True)
-        path, name = cert_path, cert_file
-        if key_file is not None:
-            content = self._context.read_file(key_path, key_file, parsers.PEM_FILE_BYTES, regular=True)
-            path, name = key_path, key_file
-        if content is not None:
-            self._check_key(path, name, content)
-        key = None if key_file is None else self._context.absolute_path(key_file)
-        return self._context.absolute_path(cert_file), key
-
-    def _check_key(self, path: str, name: str, content: FileContent) -> None:
-        """Report a file that holds no private key, or one that cannot be used or is public."""
-        if not _PEM_KEY.search(content.data):
-            problem, remedy = "holds no private key in PEM", 'write the path of one as "key_file"'
-            self._findings.error(path, quote(name), problem, remedy)
-        elif _ENCRYPTED.search(content.data):
-            problem = "holds an encrypted key, and nobody is there to type its password"
-            self._findings.error(path, quote(name), problem, "decrypt it (openssl pkey) and let only root read it")
-        else:
-            self._context.warn_if_public(path, name, content)
-
-    def _validate_tls_files(self, tls_node: Node, tls: TlsConfig) -> None:
-        """Report what only a TLS library can find in the files, unless a TLS option has an error already."""
-        validator = self._context.tls_validator
-        if validator is None or (tls.ca_file is None and tls.cert_file is None):
-            return
-        if self._findings.has_error_below(tls_node.path):
-            return
-        problem = validator(tls)
-        if problem is not None:
-            name = tls_node.get(problem.option, str) or ""
-            self._findings.error(tls_node.at(problem.option), quote(name), problem.problem, problem.remedy)
 
     # --- transport ---
 

@@ -1,4 +1,4 @@
-"""Validates the settings that concern the whole process: ``admin``, ``log``, ``plane``, ``update``."""
+"""Validates the settings that concern the whole process: ``admin``, ``log``, ``plane``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .model import (
     TcpAddress,
     TokenHash,
 )
-from .typecheck import Members, Node
+from .typecheck import Node
 
 
 def validate_admin(root: Node, interfaces: Iterable[InterfaceConfig], context: LoadContext) -> AdminConfig | None:
@@ -107,15 +107,3 @@ def validate_log(root: Node) -> LogConfig:
 def validate_plane(root: Node) -> PlaneMode:
     """Return whether the plane may be used, ``auto`` if an error was reported."""
     return cast("PlaneMode | None", root.get("plane", str)) or "auto"
-
-
-def warn_update(root: Node, context: LoadContext) -> None:
-    """Warn of ``update``, which has no effect here. It is accepted because the same file may be used by versions that
-    update themselves."""
-    if root.get("update", Members) is not None:
-        context.findings.warning(
-            root.at("update"),
-            "",
-            "has no effect: this version does not update itself",
-            "remove it, or keep it for a version that does",
-        )

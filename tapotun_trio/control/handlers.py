@@ -1,4 +1,4 @@
-"""The commands that every running process answers on its control socket: status, wait, disconnect."""
+"""The commands that every running process answers on its control socket: status, macs, wait, disconnect."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from ..datapath.plane import running_plane
 from ..lifecycle.registry import Record, Registry
 from ..lifecycle.snapshot import problem_of, snapshot_in_steps, state_of
 from ..peer.boottime import BootTime, wall_time
+from ..status.macs import MacTableStatus
 from ..status.model import InterfaceState, PlaneStatus, ProcessStatus
 from ..text import one_line
-from .protocol import DisconnectArguments, DisconnectResult, StatusArguments, WaitArguments, WaitResult
+from .protocol import (
+    DisconnectArguments,
+    DisconnectResult,
+    MacsArguments,
+    MacsResult,
+    StatusArguments,
+    WaitArguments,
+    WaitResult,
+)
 from .server import Command
 
 POLL_S: Final = 0.1
@@ -47,15 +56,34 @@ async def process_status(process: Process, registry: Registry, interfaces: list[
         started_at=wall_time(process.started),
         last_reload=registry.last_reload,
         plane=PlaneStatus(kind=kind, why=why),
+        update=registry.update_status(),
         interfaces=found,
     )
 
 
+async def mac_tables(registry: Registry, interfaces: list[str], limit: int) -> list[MacTableStatus]:
+    """The MAC addresses behind each of ``interfaces`` that is a server with a TAP interface; an empty list means all.
+
+    ``limit``: how many of each interface at most. Raises NoSuchPeerError. Cancel-safe; a checkpoint.
+    """
+    await trio.lowlevel.checkpoint()
+    found: list[MacTableStatus] = []
+    for record in registry.select(interfaces):
+        if record.mac_table is not None:
+            rows, total = await run_cooperatively(record.mac_table(limit))
+            found.append(MacTableStatus(interface=record.config.name, total=total, macs=rows))
+    return found
+
+
 def standard_commands(process: Process, registry: Registry) -> dict[str, Command]:
-    """The handlers of status, wait and disconnect, by name. `app` adds those of reload."""
+    """The handlers of status, macs, wait and disconnect, by name. `app` adds those of reload."""
 
     async def status(arguments: StatusArguments) -> ProcessStatus:
         return await process_status(process, registry, arguments.interfaces)
+
+    async def macs(arguments: MacsArguments) -> MacsResult:
+        tables = await mac_tables(registry, arguments.interfaces, arguments.limit)
+        return MacsResult(name=process.name, interfaces=tables)
 
     async def wait(arguments: WaitArguments) -> WaitResult:
         states: dict[str, InterfaceState] = {}
@@ -79,6 +107,7 @@ def standard_commands(process: Process, registry: Registry) -> dict[str, Command
 
     return {
         "status": Command(StatusArguments, status),
+        "macs": Command(MacsArguments, macs),
         "wait": Command(WaitArguments, wait, waits=True),
         "disconnect": Command(DisconnectArguments, disconnect),
     }

@@ -16,11 +16,13 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from ..errors import EndReason, PeerError
+from ..status.macs import MacTableStatus
 from ..status.model import SCHEMA, ProcessStatus
 from ..text import one_line, shorten
 
 MAX_REQUEST_BYTES: Final = 16 * 1024
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # enough for the status of a full /16 of clients
+MAX_MACS: Final = 20_000  # of each interface, in one answer
 LONGEST_WAIT_S: Final = 30.0  # of one request; to wait longer, repeat it
 ERROR_CHARS: Final = 1000
 
@@ -40,6 +42,20 @@ class StatusArguments(Struct, frozen=True, forbid_unknown_fields=True):
     """``interfaces``: empty means all."""
 
     interfaces: list[str] = []
+
+
+class MacsArguments(Struct, frozen=True, forbid_unknown_fields=True):
+    """``interfaces``: empty means all. ``limit``: how many addresses of each at most."""
+
+    interfaces: list[str] = []
+    limit: Annotated[int, Meta(ge=1, le=MAX_MACS)] = MAX_MACS
+
+
+class MacsResult(Struct, frozen=True, kw_only=True):
+    """The MAC addresses behind each server that has a TAP interface. ``name``: of the process."""
+
+    name: str
+    interfaces: list[MacTableStatus] = []
 
 
 class WaitArguments(Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +103,13 @@ class StatusReport(Struct, frozen=True, kw_only=True):
 
     schema: int = SCHEMA
     processes: list[ProcessStatus] = []
+
+
+class MacsReport(Struct, frozen=True, kw_only=True):
+    """The output of ``tapotun status --macs --json``."""
+
+    schema: int = SCHEMA
+    processes: list[MacsResult] = []
 
 
 class _Answer(Struct, frozen=True):

@@ -17,6 +17,7 @@ import msgspec
 
 from .. import exit_codes
 from ..errors import EndReason, HostError, PeerError, TapotunError
+from ..status.mac_table import render_macs
 from ..status.model import ProcessStatus
 from ..status.render import WIDTH, render
 from ..text import one_line, one_line_json
@@ -25,6 +26,9 @@ from .protocol import (
     LONGEST_WAIT_S,
     DisconnectArguments,
     DisconnectResult,
+    MacsArguments,
+    MacsReport,
+    MacsResult,
     ReloadArguments,
     ReloadResult,
     StatusArguments,
@@ -102,6 +106,8 @@ def running(timeout_s: float) -> list[ProcessStatus]:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    if arguments.macs:
+        return _macs(arguments)
     processes, errors = _fetch(arguments.interfaces, arguments.name)
     if arguments.json:
         _write(_printable(msgspec.json.format(_encode(processes), indent=2).decode()) + "\n")
@@ -121,6 +127,17 @@ def _watch_forever(arguments: argparse.Namespace) -> NoReturn:
     on_terminal = sys.stdout.isatty() and not arguments.json
     again = False
     while True:
+        if arguments.macs:
+            tables, errors = _fetch_macs(arguments.interfaces, arguments.name)
+            text = _macs_json(tables) if arguments.json else _macs_page(tables)
+            if on_terminal:
+                _write(_screen([*text.splitlines(), *errors]))
+            else:
+                _write(("\n" if again and not arguments.json else "") + text)
+                _print_errors(errors)
+            again = True
+            time.sleep(arguments.watch)
+            continue
         processes, errors = _fetch(arguments.interfaces, arguments.name)
         if arguments.json:
             _write(one_line_json(_encode(processes).decode()) + "\n")
@@ -187,6 +204,57 @@ def _fetch(interfaces: Sequence[str], name: str | None) -> tuple[list[ProcessSta
         for process in processes
     ]
     return [process for process in shown if process.interfaces], errors
+
+
+# ------------------------------------------------------------------ status --macs
+
+
+def _macs(arguments: argparse.Namespace) -> int:
+    found, errors = _fetch_macs(arguments.interfaces, arguments.name)
+    if arguments.json:
+        _write(_printable(msgspec.json.format(_encode_macs(found), indent=2).decode()) + "\n")
+    else:
+        _write(_macs_page(found))
+    _print_errors(errors)
+    return exit_codes.OK if found else exit_codes.FAILED
+
+
+def _encode_macs(found: list[MacsResult]) -> bytes:
+    return msgspec.json.encode(MacsReport(processes=found))
+
+
+def _macs_json(found: list[MacsResult]) -> str:
+    return one_line_json(_encode_macs(found).decode()) + "\n"
+
+
+def _macs_page(found: list[MacsResult]) -> str:
+    width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
+    return render_macs((table for process in found for table in process.interfaces), width=width)
+
+
+def _fetch_macs(interfaces: Sequence[str], name: str | None) -> tuple[list[MacsResult], list[str]]:
+    """The tables of the processes that have one of these interfaces (empty: any), and for people why others have none.
+
+    A process that has no TAP interface has nothing to say, so it is left out.
+    """
+    try:
+        answers, refusals = _ask_all(name, "macs", MacsArguments(), MacsResult)
+    except TapotunError as exc:
+        return [], [str(exc)]
+    errors = refusals.texts()
+    there = {table.interface for _, answer in answers for table in answer.interfaces}
+    wanted = set(interfaces) or there
+    for missing in dict.fromkeys(interfaces):
+        if missing not in there:
+            listed = ", ".join(sorted(there)) or "none"
+            errors.append(f"there is no server {missing} with a TAP interface; running: {listed}")
+    if not there and not interfaces and not errors:
+        errors.append('no server with a TAP interface ("device": "tap") runs here')
+    shown = [
+        msgspec.structs.replace(answer, interfaces=[each for each in answer.interfaces if each.interface in wanted])
+        for _, answer in answers
+    ]
+    return [answer for answer in shown if answer.interfaces], errors
 
 
 # ------------------------------------------------------------------ wait

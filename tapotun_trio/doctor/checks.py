@@ -5,18 +5,26 @@ from __future__ import annotations
 import itertools
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias
 
-from ..config.model import AdminConfig, ClientConfig, InterfaceConfig, ServerConfig, TcpAddress
+from ..config.model import (
+    AdminConfig,
+    Bridge,
+    ClientConfig,
+    InterfaceConfig,
+    ServerConfig,
+    TcpAddress,
+    is_pushed_to_base_clients,
+)
 from ..families import IPNetwork
 from ..host.network_managers import KINDS, Kind, remedy
 from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from ..status.render import conflict_text, left_out_text
 from ..text import interface_setting
-from .machine import Machine, Route
+from .machine import LinuxBridge, Machine, Route
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
 """``failure``: a tunnel does not work, or differs from its config; ``warning``: it may not work; ``note``:
@@ -28,8 +36,18 @@ EARLIEST: Final = 1_767_225_600.0  # 2026-01-01, when this program did not exist
 FILES_PER_CLIENT: Final = 9  # 2 streams, 4 during a rotation, some that a proxy keeps open, a TUN queue
 FILES: Final = 64
 STRICT: Final = 1  # rp_filter, ip-sysctl.rst
-_ACCEPT_RA_AS_ROUTER: Final = 2  # accept_ra, ip-sysctl.rst
+# accept_ra, ip-sysctl.rst. 0 is also what systemd-networkd and NetworkManager set: they read advertisements themselves.
+_ACCEPT_RA_AS_HOST: Final = 1
+_ACCEPT_RA_AS_ROUTER: Final = 2
 ETHERNET_MTU: Final = 1500
+# As in `host.netlink.bridge_codec`: the first word of the ifalias of a bridge of ours, and its group.
+OWN_BRIDGE: Final = "tapotun"
+OWN_GROUP: Final = 116
+# What has rules for the frames of bridges too, by the version of IP.
+_BRIDGE_FILTERS: Final = {
+    4: ("iptables", "net.bridge.bridge-nf-call-iptables"),
+    6: ("ip6tables", "net.bridge.bridge-nf-call-ip6tables"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +64,7 @@ def judge(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConf
     """All findings, good and bad, in a fixed order."""
     found = [_tun(machine), _capabilities(machine, configs), _offloads(machine), *_ipv6(machine, configs)]
     found += [*_forwarding(machine, configs), *_forward_chains(machine, configs), *_rp_filter(machine, configs)]
-    found += [*_managers(machine, configs), _clock(machine, configs)]
+    found += [*_managers(machine, configs), *_bridges(machine, configs), _clock(machine, configs)]
     found += [*_listen(machine, configs, admin), *_routes(machine, configs), *_covering(machine, configs)]
     found += [*_left_out(machine, configs), *_left_over(machine), *_mtu(machine, configs), _files(machine, configs)]
     return found
@@ -184,14 +202,17 @@ def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterato
                 links = ", ".join(f"{_accept_ra(link)}=2" for link in machine.advertised)
                 remedy += f"; with {links}, or this machine's default route goes"
             yield Finding("failure", "forwarding", text, remedy)
-        elif value is not None:
+        elif value is not None and (not configs or any(_may_carry(config, version) for config in configs)):
             text = f"this machine does not forward {family}: only this machine itself can use a tunnel"
             yield Finding("note", "forwarding", text, f"sysctl -w {name}=1 if other machines have to use it")
         if version == 6 and value == 1:
-            for link, accepts in machine.advertised.items():
-                if accepts < _ACCEPT_RA_AS_ROUTER:
-                    text = f"this machine forwards IPv6, so {link} ignores the router that its default route comes from"
-                    yield Finding("warning", "forwarding", text, f"sysctl -w {_accept_ra(link)}=2")
+            ignoring = [link for link, accepts in machine.advertised.items() if accepts < _ACCEPT_RA_AS_ROUTER]
+            # When forwarding is switched on, the kernel removes the default route at once, but leaves the address.
+            ignoring += [link for link, accepts in machine.autoconfigured.items() if accepts == _ACCEPT_RA_AS_HOST]
+            for link in dict.fromkeys(ignoring):
+                text = f"this machine forwards IPv6, so {link} ignores the router that its address or default route "
+                text += "comes from, and IPv6 fails there sooner or later"
+                yield Finding("warning", "forwarding", text, f"sysctl -w {_accept_ra(link)}=2")
 
 
 def _accept_ra(link: str) -> str:
@@ -229,7 +250,7 @@ def _managers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
     found = 0
     for manager, taken in machine.managers.items():
         for config in configs:
-            at_risk = [kind for kind in KINDS if kind in taken.get(config.name, ()) and kind in _used(config)]
+            at_risk = [kind for kind in KINDS if kind in taken.get(_addressed(config), ()) and kind in _used(config)]
             if not at_risk:
                 continue
             found += 1
@@ -247,8 +268,15 @@ def _managers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
         yield Finding("ok", "managers", text if running else "no program takes away what others configure")
 
 
+def _addressed(config: InterfaceConfig) -> str:
+    """The interface that has the addresses."""
+    return config.name if config.bridge is None else config.bridge.name
+
+
 def _used(config: InterfaceConfig) -> set[Kind]:
     """Return the kinds of items of an interface that another program might remove."""
+    if config.device == "tap":
+        return set() if isinstance(config, ServerConfig) and not config.nets else {"address"}
     used: set[Kind] = {"address"}
     if not isinstance(config, ServerConfig) or (config.install_routes and _routes_for_others(config)):
         used.add("route")
@@ -261,6 +289,76 @@ def _routes_for_others(config: ServerConfig, version: int | None = None) -> bool
     """Whether there are networks behind the server or its clients. ``version``: of this family only."""
     networks = itertools.chain(config.routes, config.push_routes, *(client.routes for client in config.clients))
     return any(version in (None, network.version) for network in networks)
+
+
+def _may_carry(config: InterfaceConfig, version: int) -> bool:
+    """Whether its tunnel may have packets of this family to forward. A client learns from its server whether it does.
+    A bridge forwards frames, and the machine has nothing to do with it."""
+    if config.device == "tap":
+        return False
+    return not isinstance(config, ServerConfig) or any(net.version == version for net in config.nets)
+
+
+def _bridges(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
+    """Check the bridges that interfaces have to be ports of."""
+    wanted = [(config, config.bridge) for config in configs if config.bridge is not None]
+    made = {bridge.name for _, bridge in wanted if bridge.create}
+    found = [problem for config, bridge in wanted for problem in _bridge(machine, config, bridge, made)]
+    found += _bridge_filters(machine, list(dict.fromkeys(bridge.name for _, bridge in wanted)))
+    yield from found
+    if wanted and not found:
+        yield Finding("ok", "bridge", "nothing prevents the interfaces from being ports of their bridges")
+
+
+def _bridge(machine: Machine, config: InterfaceConfig, bridge: Bridge, made: Collection[str]) -> Iterator[Finding]:
+    """``made``: the names of bridges that interfaces of the config make."""
+    there, name = machine.bridges.get(bridge.name), bridge.name
+    taken = there is None and bool(machine.interfaces.get(name))
+    if bridge.create:
+        if taken:
+            text = f"{config.name} has to make the bridge {name}, and there is an interface {name} that is no bridge"
+            yield Finding("failure", "bridge", text, "choose another name for the bridge")
+        elif there is not None and not _is_ours(there):
+            text = f"{config.name} has to make the bridge {name}, and there is one already that another program made"
+            yield Finding("failure", "bridge", text, 'set "create" to false to use it, or choose another name')
+    elif taken:
+        text = f"{config.name} has to be a port of {name}, which is no bridge"
+        yield Finding("failure", "bridge", text, 'write the name of a bridge into "bridge"')
+    elif there is None and name not in machine.interfaces and name not in made and machine.interfaces:
+        text = f"{config.name} has to be a port of bridge {name}, which does not exist"
+        yield Finding("failure", "bridge", text, f'ip link add {name} up type bridge, or "create": true in "bridge"')
+    if there is None:
+        return
+    if not bridge.create and not there.is_up:
+        text = f"bridge {name} is down, so nothing passes between {config.name} and its other ports"
+        yield Finding("warning", "bridge", text, f"ip link set {name} up")
+    mtu = config.mtu if isinstance(config, ServerConfig) else machine.interfaces.get(config.name, 0)
+    mtus = {port: machine.interfaces.get(port, 0) for port in there.ports if port != config.name}
+    if mtu and (different := [f"{port} {value}" for port, value in mtus.items() if value not in (0, mtu)]):
+        text = f"ports of bridge {name} differ in their MTU, and frames that are larger than that of the port by which "
+        text += f"they leave are dropped: {config.name} has {mtu}, {', '.join(different)}"
+        yield Finding("warning", "bridge", text, "give all of them the same MTU")
+
+
+def _is_ours(bridge: LinuxBridge) -> bool:
+    """Whether a run of this program made it. One that was killed at once has given it no ifalias yet."""
+    first, _, owner = bridge.alias.partition(" ")
+    return bridge.group == OWN_GROUP and (not bridge.alias or (first == OWN_BRIDGE and bool(owner)))
+
+
+def _bridge_filters(machine: Machine, bridges: Sequence[str]) -> Iterator[Finding]:
+    """Whether rules for what the machine forwards as a router apply to what the bridges forward, too."""
+    for version, (program, sysctl) in _BRIDGE_FILTERS.items() if bridges else ():
+        if machine.sysctls.get(sysctl) != 1:
+            continue
+        text = f"br_netfilter applies the rules of {program} to frames that {', '.join(bridges)} forwards, too"
+        remedy = f"sysctl -w {sysctl}=0, unless that is wanted"
+        dropping = [chain for chain in machine.forward_chains if version in chain.versions]
+        unnamed = [name for name in bridges if any(name not in chain.named for chain in dropping)]
+        if unnamed:
+            text += f", and {dropping[0].name} drops what no rule accepts; no rule names {', '.join(unnamed)}"
+            remedy = f"sysctl -w {sysctl}=0, or `{program} -I FORWARD -i {unnamed[0]} -o {unnamed[0]} -j ACCEPT`"
+        yield Finding("warning" if unnamed else "note", "bridge", text, remedy)
 
 
 def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
@@ -341,7 +439,8 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
             yield Finding("note", "routes", text, f"otherwise rename the tunnel, or: ip link delete {config.name}")
         if not isinstance(config, ServerConfig):
             continue
-        others = Routes(route for route in machine.routes if route.interface != config.name and route.network.prefixlen)
+        own = {config.name, _addressed(config)}
+        others = Routes(it for it in machine.routes if it.interface not in own and it.network.prefixlen)
         for network, what in _networks(config):
             for route in others.overlapping(network):
                 clashes += 1
@@ -373,7 +472,9 @@ def _covering(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
         inside = set(config.own_addresses)
         outside = [(ip, device) for ip, device in machine.reachable if ip not in inside and device not in names]
         own = [net.network for net in config.nets]
-        for network in (*own, *config.push_routes):
+        # Extended clients keep their own connections out of what is pushed to them.
+        pushed = [it for it in config.push_routes if is_pushed_to_base_clients(it, config.peers)]
+        for network in (*own, *pushed):
             for address, device in outside:
                 if address in network:
                     covered += 1

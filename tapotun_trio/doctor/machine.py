@@ -36,6 +36,8 @@ _RTF_DEFAULT_BY_RA: Final = 0x00010000 | 0x00040000  # RTF_DEFAULT, RTF_ADDRCONF
 _ON_EVERY_LINK: Final = (IPv6Network("fe80::/10"), IPv6Network("ff00::/8"))
 _LOCAL: Final = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n\s+/32 host LOCAL")
 _IFA_UNUSABLE: Final = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED of linux/if_addr.h
+_IFA_PERMANENT: Final = 0x80  # IFA_F_PERMANENT: the address has no lifetime
+_SCOPE_GLOBAL: Final = 0x00  # IPV6_ADDR_SCOPE_MASK of net/ipv6.h, as net/ipv6/addrconf.c prints it
 _SYSCTLS: Final = (
     "net.ipv4.ip_forward",
     "net.ipv4.ip_unprivileged_port_start",
@@ -44,7 +46,12 @@ _SYSCTLS: Final = (
     "net.ipv6.conf.all.disable_ipv6",
     "net.ipv6.conf.default.disable_ipv6",
     "net.ipv6.conf.all.forwarding",
+    # There only while the module br_netfilter is loaded.
+    "net.bridge.bridge-nf-call-iptables",
+    "net.bridge.bridge-nf-call-ip6tables",
 )
+_SYS_NET: Final = "/sys/class/net"
+_IFF_UP: Final = 0x1  # linux/if.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,22 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class LinuxBridge:
+    """A bridge that exists.
+
+    Attributes:
+        alias: its ifalias, which says whose a bridge of ours is.
+        group: its group (ip-link(8)), which says whether it is one of ours.
+        is_up: it is set up, with or without a carrier.
+    """
+
+    ports: tuple[str, ...] = ()
+    alias: str = ""
+    is_up: bool = True
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """Attributes:
     tun_error: why /dev/net/tun cannot be opened, with a remedy; None: it can.
@@ -64,7 +87,8 @@ class Machine:
     sysctls: name to value; only those that exist.
     now: seconds since the epoch.
     clock_is_set: whether the clock is synchronized; None: not known.
-    interfaces: name to MTU in bytes.
+    interfaces: name to MTU in bytes; 0: not known, and neither is whether it is a bridge.
+    bridges: by their names.
     holders: interface name to the process that has reserved it; its interface may not exist yet.
     max_files: how many files a process may have open.
     addresses: IPv4 and IPv6 addresses of its interfaces; empty: not known.
@@ -77,6 +101,8 @@ class Machine:
     forward_chains: chains of the firewall whose policy drops the packets that this machine forwards.
     left_out: networks that servers pushed and that running clients leave out, each with the interface.
     advertised: the interfaces whose IPv6 default route comes from a router's advertisements, each with its accept_ra.
+    autoconfigured: the interfaces with a global IPv6 address that has a lifetime, each with its accept_ra. The kernel
+        (SLAAC) or a program gave it.
     """
 
     tun_error: str | None = None
@@ -87,6 +113,7 @@ class Machine:
     clock_is_set: bool | None = None
     routes: tuple[Route, ...] = ()
     interfaces: Mapping[str, int] = field(default_factory=dict)
+    bridges: Mapping[str, LinuxBridge] = field(default_factory=dict)
     holders: Mapping[str, Holder] = field(default_factory=dict)
     max_files: int = 1 << 20
     addresses: frozenset[str] = frozenset()
@@ -98,11 +125,12 @@ class Machine:
     forward_chains: tuple[ForwardChain, ...] = ()
     left_out: tuple[tuple[str, LeftOutStatus], ...] = ()
     advertised: Mapping[str, int] = field(default_factory=dict)
+    autoconfigured: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect_machine(names: Iterable[str] = ()) -> Machine:
-    """Inspect this machine now. ``names``: the interfaces that have to run here. Facts that cannot be read are left
-    out."""
+    """Inspect this machine now. ``names``: the interfaces that have to run here, and their bridges. Facts that cannot
+    be read are left out."""
     names = tuple(names)
     footprint = _footprint()
     interfaces = [interface for process in running(_STATUS_S) for interface in process.interfaces]
@@ -129,12 +157,10 @@ def inspect_machine(names: Iterable[str] = ()) -> Machine:
         },
         clock_is_set=_clock_is_set(),
         routes=parse_routes(_text("/proc/net/route")) + parse_ipv6_routes(_text("/proc/net/ipv6_route")),
-        advertised={
-            name: value
-            for name in parse_advertised(_text("/proc/net/ipv6_route"))
-            if (value := _number_in(f"/proc/sys/net/ipv6/conf/{name}/accept_ra")) is not None
-        },
+        advertised=_accept_ra(parse_advertised(_text("/proc/net/ipv6_route"))),
+        autoconfigured=_accept_ra(parse_autoconfigured(_text("/proc/net/if_inet6"))),
         interfaces=_interfaces(),
+        bridges=_bridges(),
         holders={name: holder for name in names if (holder := holder_of(name)) is not None},
         max_files=_max_files(),
         addresses=parse_addresses(_text("/proc/net/fib_trie"), _text("/proc/net/if_inet6")),
@@ -190,6 +216,26 @@ def parse_advertised(text: str) -> list[str]:
         if network.prefixlen == 0 and flags & _RTF_DEFAULT_BY_RA == _RTF_DEFAULT_BY_RA
     ]
     return list(dict.fromkeys(found))
+
+
+def parse_autoconfigured(text: str) -> list[str]:
+    """The interfaces in /proc/net/if_inet6 with an address of global scope that has a lifetime. Malformed lines are
+    ignored."""
+    found: list[str] = []
+    for line in text.splitlines():
+        words = line.split()
+        try:
+            if int(words[3], 16) == _SCOPE_GLOBAL and not int(words[4], 16) & _IFA_PERMANENT:
+                found.append(words[5])
+        except (IndexError, ValueError):
+            continue
+    return list(dict.fromkeys(found))
+
+
+def _accept_ra(interfaces: Iterable[str]) -> dict[str, int]:
+    """The accept_ra of each of these interfaces, if it can be read."""
+    paths = {name: f"/proc/sys/net/ipv6/conf/{name}/accept_ra" for name in interfaces}
+    return {name: value for name, path in paths.items() if (value := _number_in(path)) is not None}
 
 
 def _ipv6_lines(text: str) -> Iterator[tuple[IPv6Network, int, str]]:
@@ -265,6 +311,27 @@ def _interfaces() -> dict[str, int]:
         except ValueError:
             found[name] = 0  # /sys belongs to another namespace: only the name is known
     return found
+
+
+def _bridges() -> dict[str, LinuxBridge]:
+    return {
+        name: LinuxBridge(
+            tuple(_names(f"{_SYS_NET}/{name}/brif")),
+            _text(f"{_SYS_NET}/{name}/ifalias").strip(),
+            int(_text(f"{_SYS_NET}/{name}/flags").strip() or "0x1", 16) & _IFF_UP != 0,
+            _number_in(f"{_SYS_NET}/{name}/netdev_group") or 0,
+        )
+        for name in _names(_SYS_NET)
+        if os.path.isdir(f"{_SYS_NET}/{name}/bridge")
+    }
+
+
+def _names(directory: str) -> list[str]:
+    """What is in a directory, in order; empty if it cannot be read."""
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
 
 
 def _text(path: str) -> str:

@@ -27,7 +27,7 @@ def doctor(
 ) -> int:
     """Inspect the machine, evaluate, print. Returns the exit code, which is 0 unless there is a failure.
 
-    ``inspect``: collects the facts, given the names of the interfaces; tests replace it.
+    ``inspect``: collects the facts, given the names of the interfaces and bridges; tests replace it.
     """
     interfaces: tuple[InterfaceConfig, ...] = ()
     admin: AdminConfig | None = None
@@ -44,7 +44,9 @@ def doctor(
             found.append(Finding("ok", "config", f"{arguments.file} is valid"))
         if config is not None:
             found += check_user(config, arguments.file)
-    found += judge(inspect([interface.name for interface in interfaces]), interfaces, admin)
+    names = [interface.name for interface in interfaces]
+    names += [interface.bridge.name for interface in interfaces if interface.bridge is not None]
+    found += judge(inspect(dict.fromkeys(names)), interfaces, admin)
     print(report_json(found) if arguments.json else report_text(found))
     return exit_codes.FAILED if any(finding.severity == "failure" for finding in found) else exit_codes.OK
 

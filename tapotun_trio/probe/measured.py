@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from ..config.model import DeviceKind
+
 Flow: TypeAlias = Literal["streams", "held-back", "broken", "not-tested"]
 """``broken``: neither forwarded nor held back: there was a response or an end instead."""
 
@@ -46,11 +48,17 @@ class Dns:
 
 @dataclass(slots=True)
 class Tcp:
-    """The TCP connection, to the outgoing proxy if there is one. ``unreachable``: error by address."""
+    """The TCP connection, to the outgoing proxy if there is one.
+
+    Attributes:
+        unreachable: the error of each address that does not answer.
+        no_route: the addresses to which this machine has no route, where another one answers.
+    """
 
     ms: float | None = None
     address: str | None = None
     unreachable: dict[str, str] = field(default_factory=dict)
+    no_route: list[str] = field(default_factory=list)
     error: str | None = None
 
 
@@ -78,6 +86,9 @@ class Http:
 
     ``proxies``: every proxy that the response shows, in the order of `identify`; ``proxy`` is the first of them.
     ``own``: whether the body of an error response comes from a tapotun server, and not from a proxy.
+    ``device``: what the frames carry; None: not known.
+    ``ipv4``, ``ipv6``: whether the tunnel can carry that version of IP for this client; None: not known, or the frames
+    are of Ethernet.
     """
 
     ms: float | None = None
@@ -88,6 +99,9 @@ class Http:
     server_header: str | None = None
     via: str | None = None
     own: bool = False
+    device: DeviceKind | None = None
+    ipv4: bool | None = None
+    ipv6: bool | None = None
     keepalive_s: float | None = None
     error: str | None = None
 
@@ -200,11 +214,17 @@ class Measured:
     """All results. A field that is None or ``not-tested`` was not measured; ``not_tested`` has the reasons, for
     people.
 
+    ``device``: what the frames have to carry, as the client's config says; None: what the server says.
+    ``has_ipv6``: whether the client's interface could have IPv6 addresses on this machine. ``ipv6_remedy``: what to do
+    if not.
     ``upload_refused``: why a later upload was refused, although the first one was not.
     """
 
     url: str
     transport: Literal["auto", "http", "websocket"] = "auto"
+    device: DeviceKind | None = None
+    has_ipv6: bool = True
+    ipv6_remedy: str = ""
     outgoing_proxy: str | None = None
     token_in_use: bool = False
     dns: Dns | None = None

@@ -13,7 +13,6 @@ from typing import Final
 
 import trio
 
-from ..client.requests import outgoing_proxy
 from ..config.model import ClientConfig
 from ..errors import EndReason, PeerError
 from ..host.net.dial import connect
@@ -21,7 +20,7 @@ from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits
 from ..host.net.sockets import Connection, address_text
 from ..host.net.tls import TlsClient
-from ..http.client import CONNECT_S, open_connection, secure
+from ..http.client import CONNECT_S, effective_proxy, open_connection, secure
 from ..text import one_line, shorten
 from .measured import Dns, Measured, PathMtu, Tcp, Tls
 
@@ -29,6 +28,10 @@ ADDRESS_S: Final = 4.0  # for one address; all are tried at the same time
 MAX_ADDRESSES: Final = 8
 VERSION_S: Final = 4.0  # for each version's handshake
 _DAY_S: Final = 86400.0
+
+# How the kernel refuses an address of a family that this machine does not have: there is no route, IPv6 is switched
+# off, or it is not in the kernel.
+_NO_ROUTE: Final = tuple(map(os.strerror, (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)))
 
 
 class Path:
@@ -42,7 +45,7 @@ class Path:
         """Raises HostError if a TLS file or the proxy of the environment is unusable."""
         self.config = config
         self._tls = TlsClient(config.tls) if config.server.scheme == "https" else None
-        self.proxy = outgoing_proxy(config)
+        self.proxy = effective_proxy(config.server, config.proxy)
         self.limits = SegmentLimits()
         self._address: str | None = None  # of the newest connection
 
@@ -178,6 +181,9 @@ async def _reach(tcp: Tcp, dns: Dns, port: int, mark: int | None) -> None:
     if took:
         tcp.address = min(took, key=lambda address: took[address])
         tcp.ms = took[tcp.address]
+        tcp.no_route = [address for address, why in tcp.unreachable.items() if why.startswith(_NO_ROUTE)]
+        for address in tcp.no_route:
+            del tcp.unreachable[address]
     else:
         why = ", ".join(f"{address}: {reason}" for address, reason in tcp.unreachable.items())
         tcp.error = (

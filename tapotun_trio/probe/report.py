@@ -116,6 +116,10 @@ def _http(measured: Measured) -> Iterator[str]:
     if http.server != "unknown":
         keepalive = "" if http.keepalive_s is None else f", keepalive {http.keepalive_s:g} s"
         yield f"{'tapotun, extended protocol' if http.server == 'extended' else 'base protocol'}{keepalive}"
+    if http.device == "tap":
+        yield "carries Ethernet frames"
+    if http.ipv6:
+        yield "carries IPv4 and IPv6" if http.ipv4 else "carries IPv6 only"
 
 
 def _path_mtu(found: PathMtu) -> str:

@@ -23,6 +23,7 @@ from ..config.placeholders import PROBLEM, is_placeholder
 from ..config.urls import parse_host, parse_proxy, parse_url
 from ..errors import HostError, leaves
 from ..files import UnreadableFile, read_file
+from ..host.ipv6 import has_ipv6, ipv6_remedy
 from ..text import one_line
 from .ages import MAX_AGE_S
 from .idle import LIMIT_S
@@ -55,7 +56,9 @@ def probe(arguments: Namespace) -> int:
             raise Misused(f"{text}; a client replaces its streams every 15 minutes anyway")
     except Misused as exc:
         return _misused(str(exc))
-    measured = Measured(config.server.shown, config.transport)
+    measured = Measured(config.server.shown, config.transport, config.device)
+    if not has_ipv6(config.name):
+        measured.has_ipv6, measured.ipv6_remedy = False, ipv6_remedy(config.name)
     began = time.monotonic()
     try:
         stopped_by = trio.run(measure_until_stopped, config, limit_s, measured, age_limit_s)

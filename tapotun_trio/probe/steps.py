@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from ..client.requests import download_fields, no_tun_conf, upload_fields
-from ..config.model import ClientConfig
+from ..config.model import ClientConfig, DeviceKind
 from ..errors import EndReason, PeerError, leaves
 from ..host.net.sockets import Connection
 from ..http.client import answered, check_status
@@ -35,6 +35,7 @@ GOODBYE_S: Final = 3.0
 GOODBYE_PINGS: Final = 3
 GOODBYE_PAUSE_S: Final = 0.1
 _BYE: Final = "the probe is done"
+_PINGED: Final = "this server serves extended clients only, and is never silent towards them"
 # The whole body of a tapotun server's response to a refused request.
 _OWN_PAGES: Final = (b"403\n", b"404\n", b"405\n", b"409\n")
 
@@ -92,6 +93,7 @@ class _Steps:
         self._http = Http()
         self._numbers = 0
         self._features = control.SUPPORTED
+        self._serves_base = False  # whether the server would serve a base client with this token
         self._ours = False  # whether the server may still have streams of this probe
 
     async def run(self) -> None:
@@ -113,7 +115,7 @@ class _Steps:
             measured.not_tested.append(
                 "download, round trip, throughput, WebSocket, idle timeouts: the token is in use"
             )
-            await self._refused_upload(upload_fields(self._config, self._opener.session_id, 1), 409)
+            await self._refused_upload(upload_fields(self._config, self._opener.session_id, 1, "tun"), 409)
         elif http.status == 200 and http.error is None:
             if http.server == "extended":
                 self._ours = True
@@ -219,10 +221,15 @@ class _Steps:
                 http.own |= head.status == 403
             return
         agreed = control.agree(head.headers.get(control.FEATURES_HEADER))
-        if "x-tun-conf" not in head.headers and not agreed >= {control.CTL, control.INET6}:
+        in_params = control.CTL in agreed and agreed & {control.INET6, control.TAP}
+        self._serves_base = "x-tun-conf" in head.headers
+        if not self._serves_base and not in_params:
             http.error = no_tun_conf(head, url.authority)
             return
         http.server = "extended" if control.CTL in agreed else "base"
+        http.device = _device(agreed)
+        if http.device == "tun":
+            http.ipv4, http.ipv6 = "x-tun-conf" in head.headers, agreed >= {control.CTL, control.INET6}
         self._features = agreed or self._features
 
     def _identify(self, answer: Answer) -> None:
@@ -297,12 +304,14 @@ class _Steps:
 
     def _upload_fields(self) -> list[tuple[str, str]]:
         self._numbers += 1
-        return upload_fields(self._config, self._opener.session_id, self._numbers)
+        device = self._http.device or "tun"
+        return upload_fields(self._config, self._opener.session_id, self._numbers, device)
 
     @asynccontextmanager
     async def _receiving(self, connection: Connection, answer: Answer) -> AsyncIterator[tuple[Receiver, trio.Nursery]]:
         """Receive the download's frames while the block runs."""
-        reader = FrameReader(answer.head.body(), control=control.CTL in self._features)
+        is_tap = self._http.device == "tap"
+        reader = FrameReader(answer.head.body(), control=control.CTL in self._features, ethernet=is_tap)
         down = Receiver(connection, reader, self._opener.progress)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(down.run, answer.rest)
@@ -403,7 +412,9 @@ class _Steps:
         if control.WS not in self._features:
             self._measured.not_tested.append("WebSocket: the server does not support it")
             return
-        await try_websocket(self._measured.websocket, self._opener, self._download_fields(), HEAD_S)
+        agreed = await try_websocket(self._measured.websocket, self._opener, self._download_fields(), HEAD_S)
+        if agreed and self._http.device is None:  # no GET was answered
+            self._http.device = _device(agreed)
 
     @property
     def _hindrance(self) -> str:
@@ -420,6 +431,9 @@ class _Steps:
             measured.not_tested.append(f"idle timeouts: {cause}")
             return
         # The probe acts as a base client here, because a server sends nothing to a base client for 55 s.
+        if not self._serves_base:
+            measured.not_tested.append(f"idle timeouts: {_PINGED}")
+            return
         connection, answer = await self._base_download()
         if answer is None or answer.head.status != 200:
             measured.not_tested.append("idle timeouts: a second download was not answered with 200")
@@ -427,7 +441,7 @@ class _Steps:
         self._features = frozenset()
         measured.idle = Idle(self._idle_limit_s)
         async with self._receiving(connection, answer) as (down, nursery):
-            up = await self._opener.upload(nursery, upload_fields(self._config, "", None))
+            up = await self._opener.upload(nursery, upload_fields(self._config, "", None, "tun"))
             if _takes_pings(answer):
                 await up.send(BASE_PING)
             await measure_idle(measured.idle, up, down, self._opener.progress, self._still_ours)
@@ -496,6 +510,11 @@ class _Steps:
         connection, answer = await self._base_download()
         connection.close()
         return answer is not None and answer.head.status == 200
+
+
+def _device(agreed: frozenset[str]) -> DeviceKind:
+    """What the frames carry where these features were agreed on."""
+    return "tap" if agreed >= {control.CTL, control.TAP} else "tun"
 
 
 def _takes_pings(answer: Answer) -> bool:

@@ -7,7 +7,9 @@ from typing import Final, Literal, TypeAlias
 
 from ..client.ages import SHARE, Limit, StreamKind, likely
 from ..client.transport_choice import NOT_OF_THE_PATH
+from ..config.model import DeviceKind
 from ..host.net.segments import explain
+from ..text import listed
 from .ages import is_same_limit
 from .measured import Direction, Http, Kind, Measured
 from .remedies import NAMES, Fault, lines
@@ -202,6 +204,9 @@ class _Judge:
             for address, error in measured.tcp.unreachable.items():
                 text = f"the name has the address {address}, which does not answer ({error}); serve it or remove it"
                 self._add("warning", "address-unreachable", text)
+            if measured.tcp.no_route:
+                text = f"this machine has no route to {listed(measured.tcp.no_route)}, which other machines may use"
+                self._add("note", "address-not-tried", f"{text}; nothing was found out about that")
         return self._tls()
 
     def _tls(self) -> bool:
@@ -240,11 +245,32 @@ class _Judge:
         elif http.error is not None:
             self._add("fault", "not-tapotun", http.error)
             return False
+        self._device(measured.device, http.device)
+        self._families(http)
         if http.server == "base":
             text = "the server knows only the base protocol: round trip, throughput and WebSocket cannot be tested"
             text += "; the probe ended the download of any client that runs with this token, which then reconnected"
             self._add("note", "base-server", text)
         return True
+
+    def _device(self, wanted: DeviceKind | None, found: DeviceKind | None) -> None:
+        """A client refuses a server whose interface is not of the kind that its config asks for, or the server does."""
+        if wanted is not None and found is not None and found != wanted:
+            carries = "Ethernet frames" if found == "tap" else "IP packets"
+            text = f'the server\'s interface carries {carries}, and this client\'s config says "device": "{wanted}"'
+            self._add("fault", "wrong-device", text, "the client's config", f'"device": "{found}"')
+
+    def _families(self, http: Http) -> None:
+        """The probe offers IPv6 on any machine. A client does not offer what its machine lacks, and is refused by a
+        server that has nothing else for it."""
+        if self._measured.has_ipv6 or not http.ipv6:
+            return
+        lacking = "this machine has no IPv6, or it is switched off (disable_ipv6)"
+        if http.ipv4:
+            self._add("note", "no-ipv6", f"{lacking}: the tunnel carries IPv4 only, and the server offers IPv6 too")
+            return
+        text = f"the server has only IPv6 addresses for this client, and {lacking}"
+        self._add("fault", "no-ipv6", text, "this machine", self._measured.ipv6_remedy)
 
     def _status(self, http: Http, status: int) -> None:
         text = http.error or f"the response is {status}"

@@ -17,6 +17,10 @@ def add_printing_verbs(
     verb = verbs.add_parser("schema", help=text, description=text, allow_abbrev=False)
     verb.set_defaults(verb=_schema)
 
+    text = "print the launcher that takes back an update that does not start; docs/update.md says where it belongs"
+    verb = verbs.add_parser("launcher", help=text, description=text, allow_abbrev=False)
+    verb.set_defaults(verb=_launcher)
+
     text = "print the completion script of a shell"
     verb = verbs.add_parser("completion", help=text, description=text, allow_abbrev=False)
     what = ("bash", "zsh", "fish", "interfaces", "clients", "processes")
@@ -35,4 +39,11 @@ def _schema(_: argparse.Namespace) -> int:
     from ..config.schema import schema
 
     print(json.dumps(schema(), indent=2))
+    return exit_codes.OK
+
+
+def _launcher(_: argparse.Namespace) -> int:
+    from importlib.resources import files
+
+    print(files("tapotun_trio.update").joinpath("launcher.py").read_text(encoding="utf-8"), end="")
     return exit_codes.OK

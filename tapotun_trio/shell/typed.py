@@ -10,12 +10,12 @@ from typing import Final
 DEFAULT_PAUSE_S: Final = 2.0
 VERBS: Final = frozenset(
     {"run", "server", "client", "validate-config", "token", "status", "wait", "disconnect", "reload", "probe", "doctor"}
-    | {"schema", "completion"}
+    | {"schema", "launcher", "completion", "update"}
 )
 _CLOSE: Final = 0.7  # least ratio of difflib; with its default of 0.6, "frob" would match "probe"
 _BEGUN_CHARS: Final = 3
 _WITH_FILE: Final = ("run", "server", "client", "validate-config")
-_RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name", "--notify-fd", "--ready-timeout")
+_RUN_OPTIONS: Final = ("--log-level", "--log-format", "--name", "--user", "--notify-fd", "--ready-timeout")
 _OWN_OPTIONS: Final = frozenset({"-h", "--help", "--version"})
 
 # Verbs of other programs whose spelling is not close to any of ours.
@@ -30,6 +30,7 @@ _MEANINGS: Final = {
     **dict.fromkeys(("ping", "trace", "measure", "speedtest"), "probe"),
     **dict.fromkeys(("diagnose", "debug", "troubleshoot"), "doctor"),
     **dict.fromkeys(("completions", "complete"), "completion"),
+    **dict.fromkeys(("upgrade", "self-update", "selfupdate"), "update"),
 }
 _STOPPING: Final = "a process is stopped by Ctrl-C, by SIGTERM, or by its service manager: systemctl stop tapotun@NAME"
 _ADVICE: Final = {

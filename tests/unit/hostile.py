@@ -1,5 +1,8 @@
 """A server under attack: our interfaces on loopback with the host in memory, honest clients whose traffic is checked,
-and raw connections on which a test sends what it likes."""
+and raw connections on which a test sends what it likes.
+
+With the fixture `each_plane` a test runs without a plane, and with the native one, which then has the streams of all.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ import trio
 from tapotun_trio.client import client as client_module
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.config.model import ServerConfig
+from tapotun_trio.datapath.plane import VARIABLE, current_plane
 from tapotun_trio.server import server as server_module
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
@@ -30,7 +34,9 @@ from tapotun_trio.wire import control
 from tapotun_trio.wire.frames import BASE_PING
 
 from ..fakes import MemoryDevice, MemoryHost
-from ..packets import ipv4
+from ..packets import ip
+from ..planes import SocketDevice
+from ..twins import FAMILIES, twin
 from .support import allowed, client_config, free_port, running, server_config
 
 HUB: Final = "10.10.0.1"
@@ -144,7 +150,8 @@ class Raw:
 
 @dataclass
 class Siege:
-    """What a test sees of it. ``mallory`` has a token and 10.10.0.2; the honest ones have 10.10.0.3 and up."""
+    """What a test sees of it. ``mallory`` has a token and 10.10.0.2; the honest ones have 10.10.0.3 and up. All have
+    the twins of these in IPv6, too."""
 
     port: int
     server: TunnelServer
@@ -200,6 +207,14 @@ class Siege:
         await until(lambda: len(self.mallory.uploads) > before, "the upload")
         return raw
 
+    async def upload_of(self, version: int) -> Raw:
+        """An upload of mallory's that may carry this family. For IPv6 that takes a download that agrees on it."""
+        if version == 4:
+            return await self.upload()
+        features, session = extended("mallory")
+        await self.download(f"{features}, {control.INET6}", session)
+        return await self.upload(features, session)
+
     async def ends(self, **reasons: int) -> None:
         """Mallory's streams end for these reasons, so often, and for no other reason (``bad_frame=1``)."""
         wanted = Counter({reason.replace("_", "-"): n for reason, n in reasons.items()})
@@ -207,15 +222,23 @@ class Siege:
         assert self.mallory.counters.ends == wanted
 
     async def assert_honest_traffic(self) -> None:
-        """A packet up and one down for every honest client: they come, and nothing else does."""
+        """A packet of each family up and one down for every honest client: they come, and nothing else does."""
         self._round += 1
         for n, (name, device) in enumerate(self.honest.items()):
-            ip, mark = honest_ip(n), f"{name} {self._round}".encode()
-            up, down = ipv4(ip, HUB, b"up " + mark), ipv4(HUB, ip, b"down " + mark)
-            device.send(up)
-            assert await self.hub.receive_packet() == up
-            self.hub.send(down)
-            assert await device.receive_packet() == down
+            mark = f"{name} {self._round}".encode()
+            for version in FAMILIES:
+                own, hub = twin(honest_ip(n), version), twin(HUB, version)
+                up, down = ip(own, hub, b"up " + mark), ip(hub, own, b"down " + mark)
+                device.send(up)
+                assert await self.hub.receive_packet() == up
+                self.hub.send(down)
+                assert await device.receive_packet() == down
+
+    async def pass_over(self) -> None:
+        """Drop what is on its way to the first honest client."""
+        self.hub.send(last := ip(HUB, honest_ip(0), b"last"))
+        while await self.honest["honest0"].receive_packet() != last:
+            pass
 
     async def settle(self) -> None:
         """Every connection that was raised against the server is closed, and the descriptors are as at first."""
@@ -226,6 +249,11 @@ class Siege:
         for raw in self._connections:
             raw.close()
         self._connections.clear()
+
+
+def hostile_host() -> MemoryHost:
+    """With a plane, its devices are such that the plane can have them."""
+    return MemoryHost(SocketDevice if os.environ.get(VARIABLE) == "auto" else MemoryDevice)
 
 
 def honest_ip(n: int) -> str:
@@ -242,7 +270,7 @@ async def besieged(
     anything on the host is left.
     """
     names = [f"honest{n}" for n in range(honest)]
-    port, host = free_port(), MemoryHost()
+    port, host = free_port(), hostile_host()
     servers: list[TunnelServer] = []
     clients: list[TunnelClient] = []
 
@@ -257,7 +285,8 @@ async def besieged(
 
     gc.collect()
     fds = open_fds()
-    accounts = [allowed("mallory", "10.10.0.2"), *(allowed(name, honest_ip(n)) for n, name in enumerate(names))]
+    addresses = {"mallory": "10.10.0.2", **{name: honest_ip(n) for n, name in enumerate(names)}}
+    accounts = [allowed(name, (address, twin(address))) for name, address in addresses.items()]
     config = change(server_config(port, *accounts))
     with (
         logged() as log,
@@ -275,6 +304,8 @@ async def besieged(
             try:
                 yield siege
                 await siege.assert_honest_traffic()
+                if current_plane() is not None:
+                    assert all(s.counters.plane_packets for s in connected), "the plane has not moved anything"
                 await siege.settle()
             finally:
                 siege.withdraw()

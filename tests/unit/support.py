@@ -10,7 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_address, ip_interface, ip_network
 from itertools import cycle
 from typing import Final
 
@@ -33,6 +33,7 @@ from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.log import process_logger
 
 from ..fakes import MemoryHost
+from ..twins import twin
 
 # More than one test uses at a time. After so many calls the first port comes again.
 _RESERVED: Final = 64
@@ -68,21 +69,25 @@ def free_port() -> int:
     return next(_PORTS)
 
 
-def allowed(name: str, ip: str, routes: tuple[str, ...] = (), sources: tuple[str, ...] = ()) -> AllowedClient:
-    """A client whose token is its name."""
+def allowed(
+    name: str, ip: str | tuple[str, ...], routes: tuple[str, ...] = (), sources: tuple[str, ...] = ()
+) -> AllowedClient:
+    """A client whose token is its name. ``ip``: its address, or one of each family."""
     return AllowedClient(
         name=name,
         token=TokenHash("sha1", hashlib.sha1(name.encode()).hexdigest()),
-        addresses=(IPv4Address(ip),),
-        routes=tuple(map(IPv4Network, routes)),
-        sources=tuple(map(IPv4Address, sources)),
+        addresses=tuple(map(ip_address, (ip,) if isinstance(ip, str) else ip)),
+        routes=tuple(map(ip_network, routes)),
+        sources=tuple(map(ip_address, sources)),
     )
 
 
 def server_config(port: int, *clients: AllowedClient, mtu: int = 1500, mark: Mark | None = None) -> ServerConfig:
+    """A server with 10.10.0.1, or the twin of that, or both: the families of its clients' addresses."""
+    versions = {address.version for client in clients for address in client.addresses} or {4}
     return ServerConfig(
         name="hub",
-        nets=(IPv4Interface("10.10.0.1/24"),),
+        nets=tuple(ip_interface(twin("10.10.0.1/24", version)) for version in sorted(versions)),
         listen=(TcpAddress("127.0.0.1", port),),
         mtu=mtu,
         clients=clients,

@@ -136,16 +136,19 @@ def test_the_same_host_is_the_same_origin(host: str, scheme: str) -> None:
     ("this machine", "127.0.0.1", {}, "127.0.0.1"),
     ("a proxy on this machine", "127.0.0.1", {"x-forwarded-for": "9.9.9.9, 203.0.113.1"}, "203.0.113.1"),
     ("with a port", "::1", {"forwarded": 'for="203.0.113.1:4711"'}, "203.0.113.1"),
-    ("IPv6 with a port", "::1", {"forwarded": 'for="[2001:db8:1:2:3::4]:4711"'}, "2001:db8:1:2::/64"),
-    ("IPv6", "2001:db8:1:2:3::4", {}, "2001:db8:1:2::/64"),
+    ("IPv6 with a port", "::1", {"forwarded": 'for="[2001:db8:1:2:3::4]:4711"'}, "2001:db8:1:2:3::4"),
+    ("IPv6", "2001:db8:1:2:3::4", {}, "2001:db8:1:2:3::4"),
     ("IPv4 in IPv6", "::ffff:192.0.2.7", {}, "192.0.2.7"),
     ("a proxy's socket", None, {"x-forwarded-for": "203.0.113.1"}, "203.0.113.1"),
     ("a socket", None, {}, "unix"),
     ("hidden by the proxy", None, {"forwarded": "for=_hidden"}, "unix"),
     ("nonsense", "127.0.0.1", {"x-forwarded-for": "'; drop table"}, "127.0.0.1"),
     ("gone", "", {}, "unknown"),
-    ("link-local", "fe80::1%eth0", {}, "fe80::/64"),
-    ("a zone of any text", "::%\0\n", {"x-forwarded-for": "::1"}, "::/64"),
+    ("link-local", "fe80::1%eth0", {}, "fe80::1%eth0"),
+    ("link-local, a zone of any text", "fe80::1%\0 \n", {}, "fe80::1%\0 \n"),
+    ("a zone that cannot be", "fe80::1%a%b", {}, "unknown"),
+    ("a zone where none belongs", "::1%lo", {}, "::1"),
+    ("a zone of any text", "::%\0\n", {"x-forwarded-for": "::1"}, "::"),
 )
 def test_whose_failures(remote: str | None, headers: dict[str, str], name: str) -> None:
     assert limited_as(remote, headers) == name
@@ -191,6 +194,46 @@ def test_it_never_waits_for_ever_and_keeps_little(failures: list[tuple[str, floa
         limiter.failed(address, now)
         assert 0 <= limiter.wait_s(address, now) <= most_s
         assert limiter.wait_s(address, now + most_s) == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("fe80::1%eth0", "fe80::1%eth1", False),
+        ("64:ff9b::192.0.2.1", "64:ff9b::192.0.2.2", False),
+        ("@socket", "@other", False),
+    ],
+)
+def test_whose_wrong_tokens_are_counted_together(one: str, other: str, together: bool) -> None:
+    limiter = Limiter()
+    for _ in range(5):
+        limiter.failed(one, 0.0)
+    assert limiter.wait_s(one, 0.0) > 0
+    assert (limiter.wait_s(other, 0.0) > 0) == together
+    assert len(limiter) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2::2", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("fe80::1%eth0", "fe80::1%eth1", False),
+        ("64:ff9b::c000:201", "64:ff9b::c000:202", False),
+    ],
+)
+def test_connections_whose_wrong_tokens_are_counted_together(one: str, other: str, together: bool) -> None:
+    """As the admin listener counts them: `limited_as` must leave to the limiter what it needs."""
+    limiter = Limiter()
+    for _ in range(limits.ADDRESS_BURST):
+        limiter.failed(limited_as(one, {}), 0.0)
+    assert (limiter.wait_s(limited_as(other, {}), 0.0) > 0) == together
 
 
 def test_memory_is_bounded() -> None:

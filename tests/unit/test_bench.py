@@ -20,10 +20,23 @@ from bench.compare.tools import TOOLS
 from bench.congestion import Socket, of_the_tunnel, parse, senders
 from bench.errors import BenchError
 from bench.load import evp_name
-from bench.markdown import fill
+from bench.markdown import check, fill
 from bench.metrics import METRICS
 from bench.native import compiled
-from bench.plan import ALL, FULL, PLANE_OFF, PLANS, QUICK, SEARCH_HIGH, SEARCH_LOW, VARIANTS, Budget, Plan
+from bench.plan import (
+    ALL,
+    FULL,
+    PLANE_OFF,
+    PLANS,
+    QUICK,
+    SEARCH_HIGH,
+    SEARCH_LOW,
+    TAP,
+    TUNNELS,
+    VARIANTS,
+    Budget,
+    Plan,
+)
 from bench.plane import NOT_TOLD, told
 from bench.report import as_json, columns, ratios, table, targets, text, value
 from bench.results import LOAD, Results, measured_by
@@ -164,7 +177,8 @@ def test_every_step_gives_a_metric_that_is_reported() -> None:
     assert measured_by("tcp_up", QUICK) == VARIANTS
     assert measured_by("cpu_up", QUICK) == VARIANTS[1:], "no tunnel has no process"
     assert measured_by("cpu_up_machine", QUICK) == VARIANTS
-    assert measured_by("ping_up_p99", QUICK) == VARIANTS
+    assert measured_by("ping_up_p99", QUICK) == TUNNELS
+    assert [step.name for step in QUICK.steps if TAP in step.variants] == ["tcp_up", "tcp_down"]
     assert measured_by("jain_up", QUICK) == ("http",)
     assert measured_by("curl", QUICK) == ("https",)
     assert measured_by("tcp_up_6", QUICK) == ("http",), "the relay has no IPv6"
@@ -192,7 +206,7 @@ def test_the_plane_is_switched_off_in_the_same_rounds() -> None:
 
 def test_a_relay_too_many_is_left_out() -> None:
     plan = QUICK.without("relay-default")
-    assert plan.variants == ("veth", "relay", "http", "https")
+    assert plan.variants == ("veth", "relay", "http", "https", "tap")
     assert not any("relay-default" in step.variants for step in plan.steps)
     assert [step.name for step in plan.steps] == [step.name for step in QUICK.steps]
     assert plan.round_s < QUICK.round_s
@@ -206,7 +220,8 @@ def _results() -> Results:
     results = Results(machine={"kernel": "6", "python": "3", "cores": 2, "load_before": 0.0, "date": "2026"})
     results.default_congestion = "bbr"
     for number, speed in enumerate((1.0, 0.5)):
-        for way, rate in (("veth", 20.0), ("relay", 10.0), ("relay-default", 7.5), ("http", 9.0), ("https", 6.0)):
+        rates = {"veth": 20.0, "relay": 10.0, "relay-default": 7.5, "http": 9.0, "https": 6.0, "tap": 8.1}
+        for way, rate in rates.items():
             results.add("tcp_up", way, number, rate * speed)
         for way, us in (("veth", 20.0), ("relay", 120.0), ("http", 170.0), ("https", 220.0)):
             results.add("ping_idle", way, number, us / speed)
@@ -233,7 +248,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert "tcp_up of veth" not in missing
     assert not any(it.startswith("rss_client of veth") for it in missing), "there is nothing to measure"
     assert "tcp_up of http-off" not in missing, "that is not in the plan"
-    assert len(missing) == sum(len(measured_by(metric.key, QUICK)) for metric in METRICS) - 11
+    assert len(missing) == sum(len(measured_by(metric.key, QUICK)) for metric in METRICS) - 12
 
 
 def test_the_table() -> None:
@@ -249,9 +264,10 @@ def test_the_table() -> None:
 
 def test_the_ratios() -> None:
     head, up, *rest = ratios(_results(), QUICK).splitlines()
-    pairs = ["http/relay", "https/relay", "http/relay-default", "relay/relay-default", "http/veth", "https/veth"]
+    pairs = ["http/relay", "https/relay", "http/relay-default", "relay/relay-default", "tap/http"]
+    pairs += ["http/veth", "https/veth"]
     assert head.split() == ["ratio", *pairs]
-    assert up.split()[-6:] == ["0.90", "0.60", "1.20", "1.33", "0.45", "0.30"]
+    assert up.split()[-7:] == ["0.90", "0.60", "1.20", "1.33", "0.90", "0.45", "0.30"]
     assert len(rest) == 1, "only the idle ping has ratios besides"
 
 
@@ -294,6 +310,10 @@ def test_targets_of_some_results() -> None:
     assert _verdict(results, "idle ping, added").seen == pytest.approx(1.5)
     assert _verdict(results, "idle ping, added").mark == "missed"
     assert _verdict(results, "TCP, 8 streams").mark == "-"
+    over_tap = _verdict(results, "TCP over TAP, one stream up")
+    assert over_tap.seen == pytest.approx(0.9)
+    assert over_tap.plane_off is None, "it was not measured"
+    assert _verdict(results, "TCP over TAP, one stream down").mark == "-"
 
 
 # Every target that was set for the program: words of its line, and its bound.
@@ -311,6 +331,8 @@ LINES = [
     ("over IPv6, one stream down", ">= 0.95"),
     ("over IPv6, 8 streams", ">= 0.95"),
     ("over IPv6, blast", ">= 0.95"),
+    ("TCP over TAP, one stream up", ">= 0.90"),
+    ("TCP over TAP, one stream down", ">= 0.90"),
     ("eight clients up, Jain", ">= 0.97"),
     ("eight clients down, Jain", ">= 0.97"),
     ("beside a ninth", ">= 0.95"),
@@ -549,10 +571,22 @@ def test_a_document_without_a_place_is_left_alone(document: str) -> None:
         fill(document, "here", [])
 
 
-def test_the_document_has_a_place_for_each_bench() -> None:
-    document = (ROOT / "docs" / "performance.md").read_text("utf-8")
-    for name in ("bench", "bench-compare"):
-        assert "| of a test |" in fill(document, name, ["| of a test |"])
+def test_a_document_that_cannot_be_filled_is_told_before_the_bench(tmp_path: Path) -> None:
+    """A bench takes ten minutes."""
+    with pytest.raises(BenchError, match=r"absent\.md: .*No such file"):
+        check(tmp_path / "absent.md", "here")
+    (tmp_path / "page.md").write_text("no place\n")
+    with pytest.raises(BenchError, match="no place for here"):
+        check(tmp_path / "page.md", "here")
+    (tmp_path / "page.md").write_text(f"{BEGIN}\nold\n{END}\n")
+    check(tmp_path / "page.md", "here")
+    assert "old" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize(("page", "name"), [("performance.md", "bench"), ("comparison.md", "bench-compare")])
+def test_the_document_has_a_place_for_each_bench(page: str, name: str) -> None:
+    document = (ROOT / "docs" / page).read_text("utf-8")
+    assert "| of a test |" in fill(document, name, ["| of a test |"])
 
 
 def test_the_targets_in_a_document() -> None:

@@ -52,7 +52,7 @@ def tunnel_server() -> TunnelServer:
         for name, n in (("a", 1), ("b", 2))
     ]
     config = server_config(free_port(), *clients)
-    config = replace(config, nets=(*config.nets, IPv6Interface("2001:db8::1/64")))
+    config = replace(config, nets=(config.nets[0], IPv6Interface("2001:db8::1/64")))
     tunnel = TunnelServer(config, interface_logger(config.name))
     for session in tunnel.sessions:
         session._set_ipv6(True)

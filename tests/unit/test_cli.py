@@ -109,14 +109,15 @@ def test_run(before: list[str], after: list[str], names: list[str], started: Sta
 def test_the_command_line_wins_over_the_files_log(
     options: list[str], log: LogConfig, started: Started, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = {"interfaces": [SERVER], "log": {"level": "warning", "format": "json"}, "update": {}}
+    exposed = {"listen": "0.0.0.0:9433", "token": f"sha256:{64 * '0'}"}
+    root = {"interfaces": [SERVER], "log": {"level": "warning", "format": "json"}, "admin": exposed}
     assert main([*options, config_file(tmp_path, text=json.dumps(root))]) == RUN_EXIT
     assert started.config.log == log
     assert started.read() == started.config
     process_logger().info("an info")
     process_logger().error("an error")
     warning, *rest = capsys.readouterr().err.splitlines()
-    assert "update" in warning
+    assert "is not loopback" in warning
     assert ("an info" in "".join(rest)) == (log.level in ("debug", "info"))
     assert rest[-1].startswith("{") == (log.format == "json")
 
@@ -178,7 +179,7 @@ def test_the_examples_are_valid(example: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 6
+    assert len(EXAMPLES) >= 8
 
 
 def test_validate_config_names_every_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,12 +224,33 @@ def test_wrong_usage(argv: list[str], started: Started, capsys: pytest.CaptureFi
     assert not started.called
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+_BEST: Final = "native" if why_not_built() is None else f"python: {why_not_built()}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "plane"),
+    [
+        (None, _BEST),
+        ("", _BEST),
+        ("auto", _BEST),
+        ("off", "off: TAPOTUN_PLANE=off is set"),
+        ("python", "python: TAPOTUN_PLANE=python is set"),
+        (
+            "of",
+            'none: the environment variable TAPOTUN_PLANE is "of": set it to auto, off or python, or unset it',
+        ),
+    ],
+)
+def test_version(
+    setting: str | None, plane: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the plane that the environment leaves. A wrong value stops the program, but does not hide its version."""
+    if setting is None:
+        monkeypatch.delenv("TAPOTUN_PLANE", raising=False)
+    else:
+        monkeypatch.setenv("TAPOTUN_PLANE", setting)
     assert usage_error("--version") == exit_codes.OK
-    version, plane = capsys.readouterr().out.splitlines()
-    assert version == f"tapotun {__version__}"
-    why = why_not_built()
-    assert plane == ("plane: native" if why is None else f"plane: python: {why}")
+    assert capsys.readouterr().out.splitlines() == [f"tapotun {__version__}", f"plane: {plane}"]
 
 
 def test_help_tells_verbs_first_steps_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

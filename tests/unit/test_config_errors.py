@@ -31,8 +31,9 @@ def mark(value: object, table: object, mask: object = ...) -> Json:
 
 
 FIELDS: Final = (  # of a server
-    "name, mark, port, listen, listen_mode, path, trusted_proxies, proxy_protocol, net, mtu, ips, routes, push_routes, "
-    "push_dns, clients, install_routes, source_check, peers, keepalive"
+    "name, mark, port, listen, listen_mode, path, trusted_proxies, proxy_protocol, device, net, mtu, ips, routes, "
+    "push_routes, push_dns, clients, install_routes, source_check, peers, keepalive, bridge, mac, isolate, arp_guard, "
+    "bpdu, storm_limit"
 )
 
 # The entries of one file, and the line of its one finding.
@@ -111,9 +112,9 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(ips="10.10.0.9")], '[0].ips: "10.10.0.9" is text, not a list; write ["10.10.0.2"]'),
     ([server(ips=[9])], '[0].ips[0]: 9 is a number, not text; write "10.10.0.2"'),
     ([server(clients={})], '[0].clients: {} is an object, not a list; write [{"token": "<hash of the raw token>", '
-     '"ip": "10.10.0.2", ...}]'),
+     "...}]"),
     ([server(clients=["s3cret"])], '[0].clients[0]: *** is text, not an object; write {"token": "<hash of the raw '
-     'token>", "ip": "10.10.0.2", ...}'),
+     'token>", ...}'),
     ([two(token=5)], '[0].clients[1].token: *** is a number, not text; write "<hash of the raw token>"'),
     ([client(token=["s3cret"])], '[0].token: *** is a list, not text; write "<raw token>"'),
     ([client(token=None)], '[0].token: *** is not text; write "<raw token>"'),
@@ -320,8 +321,13 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([server(clients=[])], "warning: [0].clients: [] lists no client, so none can connect; add one"),
     ([server(listen="unix:/a")], 'warning: [0].port: 8080 is not used, because "listen" names Unix sockets only; '
      "remove it, or listen on an address too"),
-    ([server(push_routes=["0.0.0.0/0"])], 'warning: [0].push_routes[0]: "0.0.0.0/0" routes the clients\' own '
-     "connections to this server into the tunnel too; write only the networks that are behind this server"),
+    ([server(listen=["127.0.0.1", "203.0.113.10"], push_routes=["10.60.0.0/24", "203.0.113.0/24"], peers=2)],
+     'warning: [0].push_routes[1]: "203.0.113.0/24" covers 203.0.113.10, on which this server listens: it routes '
+     "the clients' own connections into the tunnel; write only networks without it; extended clients add a host route "
+     "around the tunnel, base clients lose their connection"),
+    ([server(push_routes=["0.0.0.0/0"], peers=2)], 'warning: [0].push_routes[0]: "0.0.0.0/0" routes the base clients\' '
+     "own connections to this server into the tunnel too; write only the networks that are behind this server, or, if "
+     'there are no base clients, "peers": 1'),
     ([two(routes=["0.0.0.0/0"])], 'warning: [0].clients[1].routes[0]: "0.0.0.0/0" sends the traffic of this machine '
      'itself to this client too; set "install_routes": false to forward only what comes through the tunnel'),
     ([server(**mark(100, 100)), client(**mark(100, 100))], "warning: [1].mark.table: 100 is the table of [0].mark too, "
@@ -396,10 +402,6 @@ IN_BOTH_FAMILIES: Final[list[tuple[Sequence[object], str]]] = [
          "have a route anyway; remove it")
         for net in ("10.10.0.0/24", "10.10.0.128/25")
     ),
-    ([server(listen=["127.0.0.1", "203.0.113.10"], push_routes=["10.60.0.0/24", "203.0.113.0/24"])],
-     'warning: [0].push_routes[1]: "203.0.113.0/24" covers 203.0.113.10, on which this server listens: it routes '
-     "the clients' own connections into the tunnel; write only networks without it; extended clients add a host route "
-     "around the tunnel, base clients lose their connection"),
     ([server(listen="203.0.113.10", net="203.0.113.1/24",
              clients=[{"token": "0" * 40, "ip": "203.0.113.2"}])], 'warning: [0].net: "203.0.113.1/24" covers '
      "203.0.113.10, on which this server listens: it routes the clients' own connections into the tunnel; write only "

@@ -78,6 +78,10 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
          'named; write "::" or an address of wider scope')
         for literal in ("fe80::1", "fe80::1%eth0")
     ),
+    *(
+        ([server(listen=literal)], f'[0].listen: "{literal}" has a zone; leave out the % and what follows it')
+        for literal in ("::1%lo", "2001:db8::1%eth0", "::%eth0")
+    ),
     ([server(listen="::ffff:10.0.0.1")], '[0].listen: "::ffff:10.0.0.1" is an IPv4-mapped IPv6 address; '
      'write "10.0.0.1"'),
     ([server(listen="ff02::1")], '[0].listen: "ff02::1" is not the address of a single host; '

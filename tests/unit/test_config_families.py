@@ -111,6 +111,17 @@ def test_a_default_route_of_each_family() -> None:
     assert found.clients[0].routes[1] == IPv6Network("::/0")
 
 
+@pytest.mark.parametrize(
+    ("route", "peers"),
+    [("0.0.0.0/0", 1), ("0.0.0.0/1", 1), ("192.0.2.0/24", 1), ("::/0", 1), ("::/0", 2), ("2001:db8::/64", 2)],
+)
+def test_what_only_extended_clients_get_may_cover_the_server(route: str, peers: int) -> None:
+    """They keep their own connections out of it, and base clients are not pushed these."""
+    config, texts = load_entries(dual(push_routes=[route], peers=peers, listen=["192.0.2.1", "2001:db8::1"]))
+    assert config is not None
+    assert texts == []
+
+
 def test_servers_of_different_families_do_not_conflict() -> None:
     """The networks of the two are compared with those of their family only."""
     assert load_entries(server(), six(name="b", port=81))[1] == []
@@ -178,9 +189,6 @@ IPV6_ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
     ([dual(clients=[allowed(ip=["fd00:10::2", "10.10.0.2"]), allowed(token=sha1("b"), ip="10.10.0.3",
                                                                      name="10.10.0.2")])],
      '[0].clients[1].name: "10.10.0.2" already names the client of [0].clients[0].ip[1]; choose another'),
-    ([dual(listen="fd00:20::1", push_routes=["fd00:20::/64"])], 'warning: [0].push_routes[0]: "fd00:20::/64" covers '
-     "fd00:20::1, on which this server listens: it routes the clients' own connections into the tunnel; write only "
-     "networks without it; extended clients add a host route around the tunnel, base clients lose their connection"),
     ([dual(listen=["0.0.0.0", "fd00:10::8"])], 'warning: [0].net[1]: "fd00:10::1/64" covers fd00:10::8, on which '
      "this server listens: it routes the clients' own connections into the tunnel; write only networks without it; "
      "extended clients add a host route around the tunnel, base clients lose their connection"),
@@ -278,8 +286,6 @@ IPV6_ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
         ([dual(routes=[network])], f'[0].routes[0]: "{network}" is {kind}, where no packet is ever routed; remove it')
         for network, kind in (("fe80::/10", "link-local (fe80::/10)"), ("::/128", "the unspecified address"))
     ),
-    ([dual(push_routes=["::/0"])], 'warning: [0].push_routes[0]: "::/0" routes the clients\' own connections to this '
-     "server into the tunnel too; write only the networks that are behind this server"),
     ([with_client(routes=["::/0"])], 'warning: [0].clients[0].routes[0]: "::/0" sends the traffic of this machine '
      'itself to this client too; set "install_routes": false to forward only what comes through the tunnel'),
     # --- two servers ---

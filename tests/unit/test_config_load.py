@@ -16,6 +16,7 @@ import pytest
 from tapotun_trio.config.load import check, check_content
 from tapotun_trio.config.model import (
     AllowedClient,
+    Bridge,
     ClientConfig,
     Config,
     Mark,
@@ -444,7 +445,16 @@ def test_examples() -> None:
     assert isinstance(branch, ClientConfig)
     assert dual.clients[0].token.digest == sha1(branch.token.reveal())
     assert branch.mark == Mark(100, 100)
-    assert len(found) == 6
+    segment, office = found["server-tap"], found["client-tap"]
+    assert isinstance(segment, ServerConfig)
+    assert isinstance(office, ClientConfig)
+    assert (segment.name, segment.device, segment.nets, segment.mtu) == ("seg0", "tap", (), 1500)
+    assert segment.bridge == Bridge("br0")
+    assert [(c.name, c.token.digest, c.addresses) for c in segment.clients] == [
+        ("branch", sha1(office.token.reveal()), ())
+    ]
+    assert (office.name, office.device, office.bridge) == ("seg0", "tap", Bridge("br0"))
+    assert len(found) == 8
 
 
 # --- the structs ---
@@ -462,15 +472,18 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
             *("name", "mark", "port", "listen", "path", "net", "mtu", "ips", "routes", "push_routes", "push_dns"),
             *("listen_mode", "trusted_proxies", "proxy_protocol"),
             *("clients", "install_routes", "source_check", "peers", "keepalive"),
+            *("device", "bridge", "mac", "isolate", "arp_guard", "bpdu", "storm_limit"),
         },
-        {"name", "net"},
+        {"name"},
     )
-    assert fields("RawAllowedClient") == ({"token", "ip", "routes", "sources", "name"}, {"token", "ip"})
+    assert fields("RawAllowedClient") == ({"token", "ip", "routes", "sources", "macs", "name"}, {"token"})
+    assert fields("RawBridge") == ({"name", "create", "isolated", "learning", "bpdu_guard"}, {"name"})
     assert fields("RawClient") == (
         {
             *("name", "mark", "server", "token", "token_file", "tls", "rotate_s", "transport", "transport_mark"),
             *("headers", "user", "password_file"),
             *("auth_header", "proxy"),
+            *("device", "bridge", "mac"),
         },
         {"name", "server"},
     )

@@ -97,12 +97,16 @@ def test_other_fields() -> None:
         "interfaces": [
             client(name="${NAME}", proxy="http://u:${PASSWORD}@p:1"),
             client(name="b", server="https://${HOST}/ip"),
+            client(name="c", token="c", device="tap", bridge="${BRIDGE}", mac="${MAC}"),
+            client(name="d", token="d", device="tap", bridge={"name": "<bridge>"}),
         ],
         "admin": {"listen": "127.0.0.1:9433", "token": "{{ admin }}"},
     }
     _, findings = check_content(json.dumps(root).encode(), "F")
     assert "PASSWORD" not in str(findings)
     for path in ("interfaces[0].name", "interfaces[0].proxy", "interfaces[1].server", "admin.token"):
+        assert [finding.path for finding in findings].count(path) == 1
+    for path in ("interfaces[2].bridge", "interfaces[2].mac", "interfaces[3].bridge.name"):
         assert [finding.path for finding in findings].count(path) == 1
 
 

@@ -35,6 +35,7 @@ TEXTS = st.sampled_from(
     [
         *("", "tun0", "10.10.0.1/24", "10.10.0.2", "10.60.0.0/24", "::1", "unix:/run/t", "http://h/", sha1("x")),
         *("loose", "fd00:10::1/64", "fd00:10::2", "fd00:60::/64", "fe80::1%eth0", "::ffff:10.10.0.2"),
+        *("tun", "tap", "br0", "02:00:5e:10:00:01", "02-00-5E-10-00-02", "ff:ff:ff:ff:ff:ff", "forward"),
     ]
 ) | st.text(max_size=12)
 SCALARS = (
@@ -92,6 +93,34 @@ def valid() -> list[Json]:
             tls={"insecure": False},
             rotate_s=[60, 90.5],
             transport_mark=3,
+        ),
+        server(
+            name="tap0",
+            port=8081,
+            device="tap",
+            net=["10.11.0.1/24", "fd00:11::1/64"],
+            mtu=9000,
+            ips=["10.11.0.254", "fd00:11::fe"],
+            push_dns=["10.11.0.1", "fd00:11::1"],
+            bridge={"name": "br0", "create": True, "isolated": True, "learning": False, "bpdu_guard": True},
+            mac="02:00:5e:10:00:01",
+            isolate=True,
+            arp_guard=True,
+            bpdu="drop",
+            storm_limit=100,
+            clients=[
+                allowed(ip=["10.11.0.2", "fd00:11::2"], macs=["02:00:5e:10:00:02", "02-00-5E-10-00-03"]),
+                allowed(token=sha1("b"), ip=..., macs=["02:00:5e:10:00:04"]),
+                allowed(token=sha1("c"), ip=...),
+            ],
+        ),
+        client(
+            name="tap1",
+            token=f"{TOKEN}-2",
+            server="https://h:445/ip",
+            device="tap",
+            bridge="br0",
+            mac="02:00:5e:10:00:05",
         ),
     ]
 
@@ -293,10 +322,19 @@ ENTRIES = st.fixed_dictionaries(
         "push_routes": st.integers(254, 257).map(lambda n: ["10.60.0.0/24"] * n) | JSON,
         "rotate_s": st.lists(st.floats(0, 86401) | SCALARS, max_size=3) | JSON,
         "transport_mark": SCALARS,
+        "device": TEXTS,
+        "bridge": TEXTS | st.fixed_dictionaries({"name": TEXTS}, optional={"create": SCALARS, "x": SCALARS}) | JSON,
+        "mac": TEXTS,
+        "storm_limit": SCALARS,
         "clients": (
             st.lists(
                 st.fixed_dictionaries(
-                    {"token": TEXTS, "ip": TEXTS | st.lists(TEXTS, max_size=3)}, optional={"routes": JSON}
+                    {"token": TEXTS},
+                    optional={
+                        "ip": TEXTS | st.lists(TEXTS, max_size=3),
+                        "routes": JSON,
+                        "macs": st.lists(TEXTS, max_size=3) | JSON,
+                    },
                 )
             )
             | JSON

@@ -24,8 +24,10 @@ PREFIXES: Final = {
     "Client": "client",
     "Tls": "tls",
     "Mark": "mark",
+    "Bridge": "bridge",
     "Admin": "admin",
     "Log": "log",
+    "Update": "update",
 }
 TYPES: Final = {
     "string": ("a string", "strings"),

@@ -141,7 +141,7 @@ ONE_FINDING: Final[list[tuple[Json, str]]] = [
     (
         root(name="x"),
         'name: "name" is an unknown field in the file\'s root object; it belongs in a server or a client or an entry '
-        'of "clients"',
+        'of "clients" or "bridge"',
     ),
     (
         root(interfaces=[server(admin={})]),
@@ -226,11 +226,14 @@ ONE_FINDING: Final[list[tuple[Json, str]]] = [
     (root(log={"levle": "info"}), 'log.levle: "levle" is an unknown field in "log"; did you mean "level"?'),
     # --- update ---
     (
-        root(update={"url": "https://u/", "anything": [1, {"a": None}]}),
-        "warning: update: has no effect: this version does not update itself; remove it, or keep it for a version that "
-        "does",
+        root(update=True),
+        'update: true is not an object; write {"url": "https://updates.example.com/tapotun/", ...}',
     ),
-    (root(update=True), "update: true is not an object; write {...}"),
+    (
+        root(update={"url": "https://u/"}),
+        "update.root_file: is missing, and this build of the program has no root metadata of its own; "
+        'add "root_file" with the path of the root.json that the publisher gave you',
+    ),
 ]
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
+from ipaddress import (
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
 from pathlib import Path
 
 import pytest
@@ -22,6 +30,7 @@ from tapotun_trio.doctor.machine import (
     inspect_machine,
     parse_addresses,
     parse_advertised,
+    parse_autoconfigured,
     parse_ipv6_routes,
     parse_routes,
 )
@@ -32,6 +41,7 @@ from tapotun_trio.host.ownership import Holder
 from tapotun_trio.host.process.privileges import CAP_NET_ADMIN
 from tapotun_trio.status.model import LeftOutStatus, TransportConflictStatus
 
+from ..twins import FAMILIES, twin
 from .support import allowed, client_config, server_config
 
 HEALTHY = Machine(
@@ -178,14 +188,25 @@ def test_a_healthy_machine() -> None:
             "forwarding",
             "with net.ipv6.conf.eth0.accept_ra=2, or this machine's default route goes",
         ),
-        (sysctl(forward6=0), ROUTER, "note", "forwarding", "does not forward IPv6: only this machine itself"),
+        (sysctl(forward6=0), DUAL, "note", "forwarding", "does not forward IPv6: only this machine itself"),
+        (sysctl(forward6=0), CLIENT, "note", "forwarding", "does not forward IPv6: only this machine itself"),
+        (sysctl(forward6=0), None, "note", "forwarding", "does not forward IPv6: only this machine itself"),
         (sysctl(forward=0), ROUTER6, "note", "forwarding", "does not forward IPv4: only this machine itself"),
         (
             replace(HEALTHY, advertised={"eth0": 1, "eth1": 2}),
             None,
             "warning",
             "forwarding",
-            "so eth0 ignores the router that its default route comes from; sysctl -w net.ipv6.conf.eth0.accept_ra=2",
+            "so eth0 ignores the router that its address or default route comes from, and IPv6 fails there sooner or "
+            "later; sysctl -w net.ipv6.conf.eth0.accept_ra=2",
+        ),
+        # The kernel removed the default route when forwarding was switched on.
+        (
+            replace(HEALTHY, autoconfigured={"eth0": 1}),
+            None,
+            "warning",
+            "forwarding",
+            "sysctl -w net.ipv6.conf.eth0.accept_ra=2",
         ),
         # A dot of the name is a slash for `sysctl`.
         (
@@ -323,22 +344,52 @@ xyz 02 40 00 80 eth0
     assert parse_addresses(fib_trie, if_inet6) == {"192.0.2.2", "2001:db8::1"}
 
 
+def test_interfaces_with_addresses_that_have_a_lifetime() -> None:
+    if_inet6 = """20010db8000000000000000000000001 02 40 00 80     eth0
+20010db8000100000000000000000001 03 40 00 00     eth1
+20010db8000100000000000000000002 03 40 00 01     eth1
+20010db8000200000000000000000001 04 40 00 40     eth2
+fe800000000000000000000000000001 05 40 20 00     eth3
+malformed
+20010db8000000000000000000000003 06 40 xx 00     eth4
+"""
+    assert parse_autoconfigured(if_inet6) == ["eth1", "eth2"]
+
+
+def test_a_program_that_reads_advertisements_itself_is_no_problem() -> None:
+    """systemd-networkd and NetworkManager set accept_ra to 0, and go on as routers."""
+    found = judge(replace(HEALTHY, autoconfigured={"eth0": 0, "eth1": 2}), [])
+    assert {it.severity for it in found if it.check == "forwarding"} == {"ok"}
+
+
+def test_a_family_that_no_tunnel_has_need_not_be_forwarded() -> None:
+    assert [it.text for it in judge(sysctl(forward6=0), [ROUTER]) if it.check == "forwarding"] == [
+        "this machine forwards IPv4"
+    ]
+
+
 def covering(machine: Machine, *configs: InterfaceConfig) -> list[tuple[str, str]]:
     return [(it.severity, it.text) for it in judge(machine, configs) if it.check == "covering"]
 
 
-def test_a_push_that_covers_an_address_of_this_machine() -> None:
-    machine = replace(HEALTHY, reachable=((IPv4Address("203.0.113.10"), "eth0"), (IPv4Address("10.10.0.1"), "hub")))
-    pushes = tuple(map(IPv4Network, ("10.0.0.0/8", "203.0.113.0/24", "0.0.0.0/0")))
-    pushing = replace(SERVER, push_routes=pushes)
-    address = "covers this machine's address 203.0.113.10 on eth0"
-    assert covering(machine, pushing) == [
-        ("warning", f"hub: its push_routes 203.0.113.0/24 {address}"),
-        ("warning", f"hub: its push_routes 0.0.0.0/0 {address}"),
+@pytest.mark.parametrize("version", FAMILIES)
+def test_a_push_that_covers_an_address_of_this_machine(version: int) -> None:
+    server = server_config(8080, allowed("a", twin("10.10.0.2", version)))
+    own = {twin("203.0.113.10", version): "eth0", twin("10.10.0.1", version): "hub"}
+    machine = replace(HEALTHY, reachable=tuple((ip_address(it), name) for it, name in own.items()))
+    inner, office, everything = (twin(it, version) for it in ("10.0.0.0/8", "203.0.113.0/24", "0.0.0.0/0"))
+    pushing = replace(server, push_routes=tuple(map(ip_network, (inner, office, everything))))
+    address = f"covers this machine's address {twin('203.0.113.10', version)} on eth0"
+    nothing = [("ok", "no tunnel is routed into itself")]
+    pushed = [
+        ("warning", f"hub: its push_routes {office} {address}"),
+        ("warning", f"hub: its push_routes {everything} {address}"),
     ]
-    inside = replace(SERVER, nets=(IPv4Interface("203.0.113.1/24"),))
-    assert covering(machine, inside) == [("warning", f"hub: its net 203.0.113.0/24 {address}")]
-    assert covering(machine, SERVER) == [("ok", "no tunnel is routed into itself")]
+    assert covering(machine, replace(pushing, peers=2)) == (pushed if version == 4 else nothing)  # base clients: IPv4
+    assert covering(machine, pushing) == nothing
+    inside = replace(server, nets=(ip_interface(twin("203.0.113.1/24", version)),))
+    assert covering(machine, inside) == [("warning", f"hub: its net {office} {address}")]
+    assert covering(machine, server) == nothing
 
 
 def test_what_running_clients_say_of_their_transport() -> None:
@@ -386,15 +437,23 @@ def test_a_low_port_may_be_anybody_s() -> None:
     assert all(it.severity == "ok" for it in judge(machine, [server_config(80, allowed("a", "10.10.0.2"))]))
 
 
-def test_its_own_routes_and_the_default_route_are_no_conflict() -> None:
-    machine = routed("10.10.0.0/24", interface="hub")
-    assert all(it.severity == "ok" for it in judge(machine, [SERVER]))
-    assert all(it.severity == "ok" for it in judge(routed("0.0.0.0/0"), [SERVER]))
+@pytest.mark.parametrize("version", FAMILIES)
+def test_its_own_routes_and_the_default_route_are_no_conflict(version: int) -> None:
+    server = server_config(8080, allowed("a", twin("10.10.0.2", version)))
+    machine = routed(twin("10.10.0.0/24", version), interface="hub")
+    assert all(it.severity == "ok" for it in judge(machine, [server]))
+    assert all(it.severity == "ok" for it in judge(routed(twin("0.0.0.0/0", version)), [server]))
+    found = judge(routed(twin("10.10.0.0/24", version)), [server])
+    assert [it.severity for it in found if it.severity != "ok"] == ["failure"]
 
 
-def test_without_installed_routes_only_the_network_counts() -> None:
-    machine = routed("10.60.0.0/24")
-    assert all(it.severity == "ok" for it in judge(machine, [replace(ROUTER, install_routes=False)]))
+@pytest.mark.parametrize("version", FAMILIES)
+def test_without_installed_routes_only_the_network_counts(version: int) -> None:
+    behind = twin("10.60.0.0/24", version)
+    router = server_config(8080, allowed("a", twin("10.10.0.2", version), (behind,)))
+    machine = routed(behind)
+    assert all(it.severity == "ok" for it in judge(machine, [replace(router, install_routes=False)]))
+    assert any(it.severity != "ok" for it in judge(machine, [router]))
 
 
 def test_proc_net_route() -> None:
@@ -451,6 +510,7 @@ def test_any_text_is_some_routes(text: str) -> None:
     assert isinstance(parse_routes(f"head\n{text}"), tuple)
     assert isinstance(parse_ipv6_routes(text), tuple)
     assert isinstance(parse_advertised(text), list)
+    assert isinstance(parse_autoconfigured(text), list)
     assert kernel_version(text) is None or all(part >= 0 for part in kernel_version(text) or ())
 
 

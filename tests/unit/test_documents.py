@@ -18,24 +18,40 @@ from tapotun_trio.wire.params import Params
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
-PAGES: Final = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+HOWTOS: Final = sorted((DOCS / "howto").glob("*.md"))
+PAGES: Final = [
+    *(ROOT / it for it in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
+    *sorted(DOCS.glob("*.md")),
+    *HOWTOS,
+]
 
 # Everything that people read or run, but for this file, which has the forbidden names. No build/ and no .venv.
-_PLACES: Final = ("tapotun_trio", "tests", "docs", "packaging", "conf", "fuzz", ".ci")
+_PLACES: Final = ("tapotun_trio", "tests", "docs", "packaging", "conf", "fuzz", "bench", "tools", ".ci")
 _SUFFIXES: Final = {"", ".py", ".md", ".in", ".js", ".css", ".html", ".json", ".yml", ".cfg", ".conf", ".service", ".c"}
 FILES: Final = [
     path
     for place in _PLACES
     for path in sorted((ROOT / place).rglob("*"))
     if path.is_file() and "__pycache__" not in path.parts and path.suffix in _SUFFIXES and path != Path(__file__)
-] + [ROOT / it for it in ("README.md", "CHANGELOG.md", "Makefile", "pyproject.toml")]
+] + [
+    ROOT / it
+    for it in (
+        "README.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "Makefile",
+        "mkdocs.yml",
+        "pyproject.toml",
+    )
+]
 
 # Documents in which this project was planned, which a clone does not have. Names in the code are not meant: in Python
 # only comments and strings are searched, and `messages.PROTOCOL`, {NAMES} and @NAMES@ are names there too.
 FORBIDDEN: Final = re.compile(
     r"(?<![\w.`{/@])(?<!import )(?:PROTOCOL|DESIGN|STYLE|NAMES)(?![\w`(=])|\b(?:the|this|an) issue(?:s|'s)?\b"
 )
-CITATION: Final = re.compile(r"(?<![\w/.-])(?:\.\./)?(docs/[\w-]+\.md)(?:#([\w-]+))?")
+CITATION: Final = re.compile(r"(?<![\w/.-])(?:\.\./)?(docs/(?:howto/)?[\w-]+\.md)(?:#([\w-]+))?")
 LINK: Final = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -84,6 +100,7 @@ def test_citations_are_found() -> None:
     """The test above looks at something."""
     found = {(name(path), name(page)) for path in FILES for page, _ in citations(path)}
     assert {("README.md", "docs/deploy.md"), ("conf/proxies/nginx/nginx.conf", "docs/deploy.md")} <= found
+    assert {("SECURITY.md", "docs/admin.md"), ("CONTRIBUTING.md", "docs/protocol.md")} <= found
     assert {("tapotun_trio/wire/control.py", "docs/protocol.md"), ("docs/status.md", "docs/deploy.md")} <= found
     assert len(FILES) > 200
 
@@ -109,7 +126,7 @@ def test_nothing_cites_a_document_that_is_not_here() -> None:
         f"{name(path)}:{number}: {line.strip()}"
         for path in FILES
         for number, line in prose(path)
-        if FORBIDDEN.search(line)
+        if FORBIDDEN.search(line) and path != ROOT / "SECURITY.md"  # which says where else than in an issue
     ]
     assert found == []
 
@@ -159,6 +176,39 @@ def test_the_protocol_has_every_control_frame_and_header() -> None:
     assert {name for name, state in features.items() if state == "built"} == control.SUPPORTED
     for field in Params.__struct_fields__:
         assert f"| `{field.removesuffix('6')}` |" in page, field
+
+
+# ------------------------------------------------------------------ docs/howto
+
+
+def test_the_index_has_every_howto() -> None:
+    index = DOCS / "howto" / "README.md"
+    rows = re.findall(r"(?m)^\| \[[^]]+\]\(([\w-]+\.md)\)", text_of(index))
+    assert sorted([*rows, index.name]) == [page.name for page in HOWTOS]
+
+
+@pytest.mark.parametrize("page", HOWTOS, ids=name)
+def test_a_howto_is_short(page: Path) -> None:
+    """A page: what a screen or two shows, or two sheets of paper with the configs on them."""
+    assert len(without_code(text_of(page)).split()) <= 500
+    assert len(text_of(page).splitlines()) <= 150
+
+
+def test_every_howto_is_run_or_says_that_it_is_not() -> None:
+    """Each step of a page that a test follows has a machine, or is what the step before it prints."""
+    tests = "".join(text_of(ROOT / "tests" / it) for it in ("netns/test_howtos.py", "packages/test_container.py"))
+    run = set(re.findall(r'read_page\("([\w-]+)"\)', tests))
+    others = {page.stem for page in HOWTOS if "was run by us" in text_of(page) or page.stem == "README"}
+    assert run | others == {page.stem for page in HOWTOS}
+    assert not run & others
+
+
+@pytest.mark.parametrize("page", [page for page in HOWTOS if page.name != "README.md"], ids=name)
+def test_a_howto_ends_the_server_whose_place_its_own_takes(page: Path) -> None:
+    """Who followed the page on the proxy has a server with the same port."""
+    text = " ".join(text_of(page).split())
+    other = "(behind-nginx.md)" in text and '"port": 8080' in text and "`/etc/tapotun/office.json`" not in text
+    assert ("systemctl disable --now tapotun@office" in text) == other
 
 
 # ------------------------------------------------------------------ the README

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import trio
 
 from tapotun_trio.config.model import TcpAddress, UnixAddress
 from tapotun_trio.errors import HostError
@@ -117,3 +118,16 @@ async def test_a_port_that_a_test_was_given_is_nobody_elses() -> None:
         with pytest.raises(HostError, match="the port is in use"):
             listen(TcpAddress("127.0.0.1", port))
         listener.close()
+
+
+async def test_a_closed_listener_accepts_nothing() -> None:
+    """A task that has not begun to wait yet is told the same as one that waits; a cancelled one only that."""
+    listener = listen(TcpAddress("127.0.0.1", free_port()))
+    assert listener is not None
+    listener.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await listener.accept()
+    assert scope.cancelled_caught

@@ -34,10 +34,11 @@ from tapotun_trio.wire.frames import (
     encode_echo,
 )
 
-from ..packets import frame, ipv4
+from ..packets import frame, ip, ipv4
 from ..tables import table
+from ..twins import FAMILIES, twin
 from .hostile import CHUNKED, HUB, besieged, chunk, extended, honest_ip, open_fds, report, request, until
-from .test_hostile_frames import TCP, vnet
+from .test_hostile_frames import vnet
 from .test_hostile_server import EXTENDED, facing, ok, says
 
 ME: Final = "10.10.0.2"
@@ -145,23 +146,27 @@ def test_what_was_good_before_a_bad_frame_is_returned_first(behind: bytes) -> No
             reader.feed(0)
 
 
+@pytest.mark.usefixtures("each_plane")
 @table(
     "bad reason",
     ("a bad length", BAD, "bad-frame"),
     ("no IP packet", frame(bytes(20)), "bad-frame"),
     ("an impossible header", frame(TO_CLIENT, vnet(flags=0x80)), "bad-vnet"),
 )
-async def test_good_frames_before_a_bad_one_arrive(bad: bytes, reason: str) -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+async def test_good_frames_before_a_bad_one_arrive(bad: bytes, reason: str, version: int) -> None:
     """Those for the device and those for another client, all in one receive."""
+    to_hub, to_client = (ip(twin(ME, version), twin(to, version), bytes(100)) for to in (HUB, honest_ip(0)))
     async with besieged() as siege:
-        upload = await siege.upload()
-        await upload.send(chunk(frame(TO_HUB) + frame(TO_CLIENT) * 3 + bad))
-        assert await siege.hub.receive_packet() == TO_HUB
+        upload = await siege.upload_of(version)
+        await upload.send(chunk(frame(to_hub) + frame(to_client) * 3 + bad))
+        assert await siege.hub.receive_packet() == to_hub
         for _ in range(3):
-            assert await siege.honest["honest0"].receive_packet() == TO_CLIENT
+            assert await siege.honest["honest0"].receive_packet() == to_client
         await siege.ends(**{reason.replace("-", "_"): 1})
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_good_frames_of_a_download_arrive_before_its_end() -> None:
     down = ipv4(HUB, ME, b"before the bad one")
     seen: list[bytes] = []
@@ -170,6 +175,7 @@ async def test_good_frames_of_a_download_arrive_before_its_end() -> None:
         assert seen == [down]
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_a_bad_chunk_behind_good_ones() -> None:
     async with besieged() as siege:
         upload = await siege.upload()
@@ -178,6 +184,7 @@ async def test_a_bad_chunk_behind_good_ones() -> None:
         await siege.ends(bad_chunk=1)
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_a_flood_of_pings_gets_a_pong_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     pongs: list[bytes] = []
     real = Sender.send_control
@@ -201,6 +208,7 @@ async def test_a_flood_of_pings_gets_a_pong_a_step(monkeypatch: pytest.MonkeyPat
         assert len(pongs) <= count // 8
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_a_flood_of_generation_2_pings_gets_an_echo_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     echoes: list[bytes] = []
     real = Sender.send_control
@@ -215,6 +223,7 @@ async def test_a_flood_of_generation_2_pings_gets_an_echo_a_step(monkeypatch: py
         assert 0 < len(echoes) <= 200
 
 
+@pytest.mark.usefixtures("each_plane")
 @pytest.mark.parametrize("count", [200, 6000])
 async def test_pipelined_uploads_cost_a_bounded_sum(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """What is left behind a request is looked at anew for each; so little may be left."""
@@ -240,6 +249,7 @@ async def test_pipelined_uploads_cost_a_bounded_sum(monkeypatch: pytest.MonkeyPa
         report(f"{len(left)} of {count + 2} requests served, {sum(left)} bytes looked at")
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_what_is_left_behind_an_upload_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "MAX_PIPELINED_BYTES", 1000)
     async with besieged() as siege:
@@ -251,6 +261,7 @@ async def test_what_is_left_behind_an_upload_has_a_limit(monkeypatch: pytest.Mon
         await siege.ends(pipelining=1)
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_a_token_holder_s_log_lines_are_few() -> None:
     count = 40
     async with besieged() as siege:
@@ -317,6 +328,7 @@ async def test_refused_ones_that_linger_are_bounded(wire: bytes, status: int) ->
         assert held <= 20
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_downloads_that_do_not_take_their_end_are_bounded() -> None:
     """A token is no licence to hold descriptors: each older download has seconds to end, but they are few."""
     async with besieged() as siege:
@@ -325,38 +337,43 @@ async def test_downloads_that_do_not_take_their_end_are_bounded() -> None:
             raw = await siege.download(receive_buffer_bytes=4096)
             for _ in range(60):
                 siege.hub.send(ipv4(HUB, ME, bytes(60_000)))
-            await until(lambda: not siege.hub.inbound, "the device to be read")
+            await until(lambda: not siege.hub.unread, "the device to be read")
             del raw
         held = open_fds() - siege.fds - ours
         report(f"{held} of {ours} stalled downloads are held")
         assert held <= MAX_DOWNLOADS + 1
 
 
+@pytest.mark.usefixtures("each_plane")
 @table(
-    "packet accepted",
-    ("gso_size 1", (TCP, 1), False),
-    ("gso_size 7", (TCP, 7), False),
-    ("gso_size 8", (TCP, 8), True),
-    ("MSS 36, 64 KiB: the smallest path", (ipv4(ME, honest_ip(0), bytes(65_500), protocol=6), 36), True),
-    ("gso_size 31, 64 KiB", (ipv4(ME, honest_ip(0), bytes(65_500), protocol=6), 31), False),
+    "payload_bytes gso_size accepted",
+    ("gso_size 1", 100, 1, False),
+    ("gso_size 7", 100, 7, False),
+    ("gso_size 8", 100, 8, True),
+    ("MSS 36, 64 KiB: the smallest path", 65_490, 36, True),
+    ("gso_size 31, 64 KiB", 65_490, 31, False),
 )
 @pytest.mark.parametrize("to", ["client", "device"])
-async def test_a_super_packet_may_not_burst_into_thousands(packet: tuple[bytes, int], accepted: bool, to: str) -> None:
-    whole, gso_size = packet
-    if to == "device":
-        whole = ipv4(ME, HUB, whole[20:], protocol=6)
+@pytest.mark.parametrize("version", FAMILIES)
+async def test_a_super_packet_may_not_burst_into_thousands(
+    payload_bytes: int, gso_size: int, accepted: bool, to: str, version: int
+) -> None:
+    destination = HUB if to == "device" else honest_ip(0)
+    whole = ip(twin(ME, version), twin(destination, version), bytes(payload_bytes), 6)
+    gso, start = {4: (1, 20), 6: (4, 40)}[version]
     async with besieged() as siege:
-        upload = await siege.upload()
-        await upload.send(chunk(frame(whole, vnet(flags=1, gso=1, gso_size=gso_size, start=20, offset=16))))
+        upload = await siege.upload_of(version)
+        await upload.send(chunk(frame(whole, vnet(flags=1, gso=gso, gso_size=gso_size, start=start, offset=16))))
         if accepted:
             device = siege.hub if to == "device" else siege.honest["honest0"]
             assert await device.receive_packet() == whole
         else:
             await siege.ends(bad_vnet=1)
-            assert not siege.hub.outbound
-            assert not siege.honest["honest0"].outbound
+            assert not siege.hub.take()
+            assert not siege.honest["honest0"].take()
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_a_super_packet_that_bursts_ends_a_download_too() -> None:
     whole = ipv4(HUB, ME, bytes(3000), protocol=6)
     bad = frame(whole, vnet(flags=1, gso=1, gso_size=1, start=20, offset=16))
@@ -367,6 +384,7 @@ async def test_a_super_packet_that_bursts_ends_a_download_too() -> None:
         assert ends == {"bad-vnet": 1}
 
 
+@pytest.mark.usefixtures("each_plane")
 @table(
     "answer reason",
     ("403", says(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), "http-403"),

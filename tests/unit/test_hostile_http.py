@@ -90,9 +90,10 @@ async def test_a_request_that_two_parsers_read_differently_is_refused(wire: byte
         assert answer.count(b"HTTP/1.1 ") == 1
         assert b"connection: close" in answer.lower()
         assert not siege.mallory.sender.streaming
-        assert not siege.hub.outbound
+        assert not siege.hub.take()
 
 
+@pytest.mark.usefixtures("each_plane")
 @pytest.mark.parametrize("bytewise", [False, True], ids=["at once", "bytewise"])
 async def test_pipelined_requests_are_answered_one_after_the_other(bytewise: bool) -> None:
     packets = [ipv4(ME, HUB, bytes([n]) * 50) for n in range(4)]
@@ -159,6 +160,7 @@ async def test_a_bomb_as_a_head(wire: bytes, status: int) -> None:
         assert siege.mallory.counters.rx_packets == 0
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_a_bomb_as_a_head_behind_a_head() -> None:
     async with besieged() as siege:
         raw = await siege.connect(put("Content-Length: 0"), put("cookie: " + "x" * 2 * MAX_HEAD_BYTES))
@@ -267,6 +269,7 @@ async def test_strangers_that_are_evicted_in_the_middle_of_their_refusal() -> No
                 await trio.sleep(0.02)  # `wait_all_tasks_blocked` never returns while the plane has something
 
 
+@pytest.mark.usefixtures("each_plane")
 async def test_idle_connections_of_a_client_are_bounded() -> None:
     """A token is no licence to hold every descriptor: after their requests the connections wait like strangers'."""
     async with besieged() as siege:

@@ -28,9 +28,12 @@ from tapotun_trio.server import server as tunnel_server
 from tapotun_trio.server.session import CACHE_ENTRIES, MAX_UPLOADS
 from tapotun_trio.wire import control
 
-from ..packets import frame, ipv4
+from ..packets import frame, ip, ipv4
 from ..tables import table
+from ..twins import FAMILIES, twin, twin_of
 from .hostile import HUB, Raw, Siege, besieged, chunk, extended, honest_ip, memory_below, open_fds, report, until
+
+pytestmark = pytest.mark.usefixtures("each_plane")
 
 ME: Final = "10.10.0.2"
 TICK_S: Final = 0.05
@@ -53,7 +56,7 @@ async def stall(siege: Siege, *fields: str) -> Raw:
     sender = siege.mallory.sender
     for _ in range(200):
         siege.hub.send(LARGE)
-        await until(lambda: not siege.hub.inbound, "the device to be read")
+        await until(lambda: not siege.hub.unread, "the device to be read")
         if sender.tx_queue:
             return raw
     raise AssertionError("the socket takes everything")
@@ -94,7 +97,7 @@ async def test_a_burst_fills_the_outbox_to_its_limit_and_no_further() -> None:
         before, deepest = drops.total(), 0
         for _ in range(count):
             siege.hub.send(LARGE)
-        while siege.hub.inbound:
+        while siege.hub.unread:
             await trio.lowlevel.checkpoint()
             deepest = max(deepest, outbox.depth_bytes)
         assert deepest <= MAX_BYTES
@@ -200,14 +203,16 @@ async def test_a_flood_of_pings_leaves_the_downloads_frames_their_place() -> Non
                     await trio.sleep(0.01)
 
 
-async def test_a_scan_of_addresses_from_a_client() -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+async def test_a_scan_of_addresses_from_a_client(version: int) -> None:
     """Destinations and sources alike; the cache forgets, and packets go on."""
+    me, hub = twin(ME, version), twin(HUB, version)
     async with besieged() as siege:
-        upload = await siege.upload()
+        upload = await siege.upload_of(version)
         most = 0
         for n in range(0, 9_600, 400):
-            addresses = [str(IPv4Address(0x20000000 + n + i)) for i in range(400)]
-            frames = [frame(ipv4(a, HUB) if n % 800 else ipv4(ME, a)) for a in addresses]
+            addresses = [str(twin_of(IPv4Address(0x20000000 + n + i), version)) for i in range(400)]
+            frames = [frame(ip(a, hub) if n % 800 else ip(me, a)) for a in addresses]
             await upload.send(chunk(b"".join(frames)))
             for _ in frames:
                 await siege.hub.receive()
@@ -216,23 +221,27 @@ async def test_a_scan_of_addresses_from_a_client() -> None:
         assert CACHE_ENTRIES // 2 < most <= CACHE_ENTRIES
 
 
-async def test_a_scan_of_addresses_from_behind_the_server() -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+async def test_a_scan_of_addresses_from_behind_the_server(version: int) -> None:
+    nobody = twin("10.10.0.200", version)
     async with besieged() as siege:
         most = 0
         for n in range(12_000):
-            siege.hub.send(ipv4(str(IPv4Address(0x20000000 + n)), "10.10.0.200"))
+            siege.hub.send(ip(str(twin_of(IPv4Address(0x20000000 + n), version)), nobody))
             if n % 200 == 199:
-                await until(lambda: not siege.hub.inbound, "the device to be read")
+                await until(lambda: not siege.hub.unread, "the device to be read")
                 most = max(most, siege.server.cached_verdicts)
         assert CACHE_ENTRIES // 2 < most <= CACHE_ENTRIES
         assert siege.server.device_drops["no-route"] == 12_000
 
 
-async def test_spoofed_sources_are_dropped_and_counted() -> None:
+@pytest.mark.parametrize("version", FAMILIES)
+async def test_spoofed_sources_are_dropped_and_counted(version: int) -> None:
+    me, hub, other = (twin(address, version) for address in (ME, HUB, honest_ip(0)))
     async with besieged() as siege:
-        upload = await siege.upload()
-        spoofed = [ipv4(source, HUB, b"?") for source in (HUB, honest_ip(0))] * 50
-        await upload.send(chunk(b"".join(map(frame, spoofed)) + frame(packet := ipv4(ME, HUB, b"mine"))))
+        upload = await siege.upload_of(version)
+        spoofed = [ip(source, hub, b"?") for source in (hub, other)] * 50
+        await upload.send(chunk(b"".join(map(frame, spoofed)) + frame(packet := ip(me, hub, b"mine"))))
         assert await siege.hub.receive_packet() == packet
         assert siege.mallory.counters.drops == {"bad-source": 100}
 

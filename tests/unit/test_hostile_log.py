@@ -31,7 +31,7 @@ from tapotun_trio.wire import control
 
 from ..fakes import MemoryHost, MemoryNetwork
 from ..tables import table
-from .hostile import PATIENCE_S, Raw, chunk, extended, logged, request
+from .hostile import PATIENCE_S, Raw, chunk, extended, hostile_host, logged, request
 from .support import allowed, client_config, free_port, running, server_config
 from .test_hostile_server import EXTENDED, ME, Answer, Server, ok, params, says
 
@@ -72,7 +72,7 @@ async def lines_of_a_client(
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             port = listeners[0].socket.getsockname()[1]
             nursery.start_soon(trio.serve_listeners, server.serve, listeners)
-            async with running(host or MemoryHost(), client_config("a", port)):
+            async with running(host or hostile_host(), client_config("a", port)):
                 with trio.fail_after(6 * PATIENCE_S):  # a busy machine takes its time to apply each
                     while not is_over(server):  # noqa: ASYNC110 - what is waited for tells no event
                         await trio.sleep(0.01)
@@ -84,6 +84,7 @@ def alternating(one: bytes, other: bytes) -> Callable[[int], bytes]:
     return lambda number: chunk(other if number % 2 else one)
 
 
+@pytest.mark.usefixtures("each_plane")
 @table(
     "make",
     ("MTU and 100 routes", alternating(params(mtu=1400, routes=ROUTES), params(mtu=1500))),
@@ -164,6 +165,7 @@ async def test_routes_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -
     assert len(lines) < MOST_LINES
 
 
+@pytest.mark.usefixtures("each_plane")
 @table(
     "lines",
     ("no request", lambda number: b"\x16\x03\x01 rubbish \x1b[2J %d\r\n\r\n" % number),
@@ -177,7 +179,7 @@ async def test_routes_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -
 async def test_what_clients_send(lines: Callable[[int], bytes]) -> None:
     port = free_port()
     with logged() as records:
-        async with running(MemoryHost(), server_config(port, allowed("a", "10.10.0.2"))):
+        async with running(hostile_host(), server_config(port, allowed("a", "10.10.0.2"))):
             with trio.move_on_after(PATIENCE_S * 6):
                 for number in range(150):
                     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:

@@ -23,11 +23,13 @@ from tapotun_trio.wire import control
 from tapotun_trio.wire.tunconf import encode_generation_1
 from tests.basepeer.wire import Conf
 
-from ..fakes import MemoryDevice, MemoryHost
+from ..fakes import MemoryDevice
 from ..packets import frame, ipv4
 from ..tables import table
-from .hostile import Raw, assert_quiet, chunk, logged, memory_below, open_fds, until
+from .hostile import Raw, assert_quiet, chunk, hostile_host, logged, memory_below, open_fds, until
 from .support import client_config, running
+
+pytestmark = pytest.mark.usefixtures("each_plane")
 
 ME: Final = "10.10.0.2"
 DOWN: Final = ipv4("10.10.0.1", ME, b"down")
@@ -112,7 +114,7 @@ async def facing(
 
     ``seen`` and ``ends`` are filled with the packets before that one and with the client's `Counters.ends`.
     """
-    server, host, before = Server([*answers, GOOD]), MemoryHost(), open_fds()
+    server, host, before = Server([*answers, GOOD]), hostile_host(), open_fds()
     server.put_answer = put
     clients: list[TunnelClient] = []
 

@@ -191,6 +191,10 @@ PARSERS: Final = [
     ("admin/answers.py", "decode"),
     ("admin/pages.py", "is_known"),
     ("admin/api.py", None),
+    ("update/answers.py", None),
+    ("update/bundle.py", None),
+    ("update/fetch.py", None),
+    ("update/trust.py", None),
 ]
 
 

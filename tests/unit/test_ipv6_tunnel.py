@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 from typing import Any, Final, Literal
 
 import pytest
@@ -17,13 +17,14 @@ import trio
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.parameters import _first_controls
-from tapotun_trio.client.requests import Answer
-from tapotun_trio.config.model import AllowedClient, ClientConfig, Mark, ServerConfig
+from tapotun_trio.client.requests import Answer, Requests
+from tapotun_trio.config.model import AllowedClient, ClientConfig, DeviceKind, Mark, ServerConfig
 from tapotun_trio.datapath.counters import Counters
 from tapotun_trio.datapath.sender import Sender
 from tapotun_trio.datapath.tx_queue import TxQueue
 from tapotun_trio.errors import PeerError
 from tapotun_trio.host.items import Address, Route
+from tapotun_trio.http.server import Exchange
 from tapotun_trio.lifecycle.registry import Record
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.server.session import Session
@@ -33,6 +34,7 @@ from tapotun_trio.wire.frames import BASE_PING, BUFFER_BYTES, FrameReader, each
 
 from ..fakes import MemoryDevice, MemoryHost
 from ..packets import frame, ip, ipv4, ipv6
+from ..streams import memory_pair
 from ..tables import table
 from . import test_hostile_server
 from .hostile import CHUNKED, Raw, assert_quiet, chunk, extended, logged, request, until
@@ -42,7 +44,7 @@ from .test_hostile_server import params as params_frame
 
 HUB4, A4, B4 = "10.10.0.1", "10.10.0.2", "10.10.0.3"
 HUB, A, B = "2001:db8::1", "2001:db8::2", "2001:db8::3"
-NET: Final = IPv6Interface("2001:db8::1/64")
+NET4, NET = IPv4Interface(f"{HUB4}/24"), IPv6Interface(f"{HUB}/64")
 OFFERS: Final = "x-tun-features: ctl, inet6"
 
 
@@ -54,8 +56,7 @@ def dual(name: str, ip4: str | None, ip6: str | None, routes: tuple[str, ...] = 
 
 
 def dual_server(port: int, *clients: AllowedClient, ipv4: bool = True) -> ServerConfig:
-    config = server_config(port, *clients)
-    return replace(config, nets=(*(config.nets if ipv4 else ()), NET))
+    return replace(server_config(port, *clients), nets=(*((NET4,) if ipv4 else ()), NET))
 
 
 @dataclass
@@ -516,6 +517,70 @@ async def test_an_upload_of_a_base_server_never_gets_ipv6() -> None:
     assert ipv6(A, HUB)[8:] not in uploads[0]
 
 
+async def test_an_upload_that_was_opened_before_the_server_became_an_extended_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may end at the older server. Nothing of IPv6 goes there, and the next upload does not wait for a rotation."""
+    downloads = [[ok(CONF)], [ok(CONF, OFFERS), chunk(params_frame(addresses=["10.10.0.2/24", f"{A}/64"]))]]
+    numbered, extended_now = list[str | None](), trio.Event()
+    put = Requests.put
+
+    async def slowly(self: Requests, number: int | None, remote: str | None, device: DeviceKind) -> Any:
+        connection = await put(self, number, remote, device)
+        if number is None:
+            await extended_now.wait()
+        return connection
+
+    monkeypatch.setattr(Requests, "put", slowly)
+    bodies: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            raw = Raw(stream)
+            head = await raw.head()
+            if head.startswith(b"GET"):
+                await raw.send(*downloads.pop(0))
+                await raw.rest()
+                return
+            number = len(bodies)
+            bodies.append(b"")
+            numbered.append("numbered" if b"x-tun-upload" in head.lower() else None)
+            while more := await raw.receive():
+                bodies[number] += more
+
+    host, records = MemoryHost(), dict[str, Record]()
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        config = client_config("a", listeners[0].socket.getsockname()[1])
+        async with running(host, config, records=records):
+            device, client = await host.device("a"), records["a"].tunnel
+            assert isinstance(client, TunnelClient)
+            await until(lambda: numbered == [None], "the first upload")
+            client._download_gate.rotate()
+            await until(lambda: client.flows.ipv6, "the new server")
+            device.send(ipv6(A, HUB, b"six"))
+            extended_now.set()
+            await until(lambda: len(bodies) > 1 and b"six" in bodies[1], "the packet")
+        nursery.cancel_scope.cancel()
+    assert numbered == [None, "numbered"]
+    assert ipv6(A, HUB)[8:] not in bodies[0]
+
+
+@pytest.mark.parametrize("number", [None, 1])
+async def test_an_upload_without_a_number_carries_no_ipv6_whatever_is_agreed_on_later(number: int | None) -> None:
+    client = TunnelClient(client_config("a", 1), logging.getLogger("tapotun"))  # type: ignore[arg-type]
+    client._agreement = replace(client._agreement, extended=True, features=frozenset({"ctl", "inet6"}))
+    near, far = memory_pair()
+    upload = client._new_upload(near, number)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upload.run, None)
+        await until(lambda: client.sender.streaming, "the upload")
+        assert client.sender.ipv6 == (number is not None)
+        nursery.cancel_scope.cancel()
+    far.close()
+
+
 # ------------------------------------------------------------------ reloads
 
 RENEWAL: Final = "its versions of IP changed: the client has to reconnect for them"
@@ -568,31 +633,70 @@ async def test_a_reload_that_takes_ipv4_away_ends_who_has_nothing_else() -> None
             assert await raw.status() == 406
 
 
+class Held:
+    """Answers to downloads and WebSockets: the task of each waits behind its head until `go`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent, self.go = trio.Event(), trio.Event()
+        for name in ("start_download", "accept_websocket"):
+            monkeypatch.setattr(Exchange, name, self._holding(getattr(Exchange, name)))
+
+    def _holding(self, answer: Callable[..., Any]) -> Callable[..., Any]:
+        async def held(exchange: Exchange, headers: list[tuple[str, str]]) -> Any:
+            answered = await answer(exchange, headers)
+            self.sent.set()
+            await self.go.wait()
+            return answered
+
+        return held
+
+
 async def test_a_reload_while_an_answer_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head says what the config before had. Whoever got it learns of the new one, all the same."""
-    from tapotun_trio.http.server import Exchange
-
-    sent, go = trio.Event(), trio.Event()
-    start_download = Exchange.start_download
-
-    async def slowly(self: Exchange, headers: list[tuple[str, str]]) -> Any:
-        writer = await start_download(self, headers)
-        sent.set()
-        await go.wait()
-        return writer
-
     async with world(config=lambda port: dual_server(port, dual("a", A4, None))) as it:
         for fields in ((OFFERS, extended("a")[1]), ()):
-            sent, go = trio.Event(), trio.Event()
             with monkeypatch.context() as patch:
-                patch.setattr(Exchange, "start_download", slowly)
+                held = Held(patch)
                 raw = await it.raw(request("GET", "a", *fields))
-                await sent.wait()
+                await held.sent.wait()
             await it.reload(dual_server(it.port, dual("a", B4, A)))
-            go.set()
+            held.go.set()
             body = await body_of(raw)  # it is ended, so that the client asks again
             assert (b"its versions of IP changed" in body) == bool(fields)
             await it.reload(dual_server(it.port, dual("a", A4, None)))
+
+
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+async def test_a_reload_that_takes_ipv4_away_while_an_answer_is_sent(
+    transport: Literal["http", "websocket"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client has agreed on IPv4 only. PARAMS without any address would be an error of the server's to it."""
+    held = Held(monkeypatch)
+    async with world(
+        "a",
+        config=lambda port: dual_server(port, dual("a", A4, None)),
+        change=lambda it: replace(it, transport=transport),
+    ) as it:
+        await held.sent.wait()
+        await it.reload(dual_server(it.port, dual("a", None, A)))
+        held.go.set()
+        await it.connected("a")
+        await it.has_addresses("a", f"{A}/64")
+        assert it.client("a").counters.ends["bad-params"] == 0
+        assert len(it.lines("its versions of IP changed")) >= 1
+        assert not it.lines("the server's parameters")
+
+
+async def test_a_name_server_that_a_reload_adds_while_an_answer_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PARAMS is as the head had it. What has changed since comes right after it."""
+    held = Held(monkeypatch)
+    async with world("a", config=lambda port: dual_server(port, dual("a", A4, A))) as it:
+        await held.sent.wait()
+        await it.reload(replace(dual_server(it.port, dual("a", A4, A)), push_dns=(IPv6Address("2001:db8::53"),)))
+        held.go.set()
+        await until(lambda: it.lines("the server offers DNS at 2001:db8::53"), "the name server")
+        await it.connected("a")
+        assert it.client("a").counters.ends == Counter()
 
 
 # ------------------------------------------------------------------ hostile servers
@@ -641,6 +745,26 @@ async def test_a_server_that_says_nothing_after_the_head(
         assert "without x-tun-conf" in caplog.text
 
 
+async def test_params_that_come_late_complete_what_x_tun_conf_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy may hold back what follows the head. The client begins with IPv4, on the same stream."""
+    monkeypatch.setattr("tapotun_trio.client.parameters.FIRST_PARAMS_S", 0.05)
+    host, seen = MemoryHost(), list[bytes]()
+    monkeypatch.setattr(test_hostile_server, "hostile_host", lambda: host)
+    four, six = Address(IPv4Interface("10.10.0.2/24")), Address(IPv6Interface(f"{A}/64"))
+
+    async def late(raw: Raw) -> None:
+        await raw.send(ok(CONF, INET6))
+        await until(lambda: host.standing.get("a") == [four], "the address of x-tun-conf")
+        await raw.send(chunk(params_frame(addresses=["10.10.0.2/24", f"{A}/64"])))
+        await raw.send(chunk(frame(ipv6(HUB, A, b"six")) + frame(test_hostile_server.DOWN)))
+        await raw.rest()
+
+    async with facing(late, seen=seen) as (server, _):
+        assert server.gets == 1
+        assert seen == [ipv6(HUB, A, b"six")]
+        await until(lambda: host.standing["a"] == [four, six], "the address of PARAMS")
+
+
 @pytest.mark.parametrize("framing_bytes", [1, 2, 64])
 async def test_much_that_comes_before_the_first_frame_is_whole_fits_into_a_buffer(framing_bytes: int) -> None:
     """Of a body in tiny chunks little is left after decoding, so much more than a buffer would be received."""
@@ -684,18 +808,26 @@ async def test_what_a_hostile_server_sends() -> None:
         assert ends == {"bad-frame": 1}
 
 
-async def test_ipv6_without_the_feature_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Addresses, routes and packets, of a server that has not agreed to any, or agrees without being asked."""
-    pushed = params_frame(addresses=["10.10.0.2/24", f"{A}/64"], routes=["10.60.0.0/24", "::/0"])
+async def test_ipv6_without_the_feature_is_ignored(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Addresses, routes, name servers and packets, of a server that has not agreed to any, or agrees without being
+    asked."""
+    pushed = params_frame(
+        addresses=["10.10.0.2/24", f"{A}/64"], routes=["10.60.0.0/24", "::/0"], dns=["2001:db8::53", "10.10.0.53"]
+    )
     for features, has_ipv6 in (("x-tun-features: ctl", True), (INET6, False)):
         host, seen = MemoryHost(), list[bytes]()
         host.ipv6 = has_ipv6
-        monkeypatch.setattr(test_hostile_server, "MemoryHost", lambda host=host: host)
+        monkeypatch.setattr(test_hostile_server, "hostile_host", lambda host=host: host)
         packets = frame(ipv6(HUB, A, bytes(9))) + frame(test_hostile_server.DOWN)
         async with facing(says(ok(CONF, features), chunk(pushed), chunk(packets)), seen=seen):
             wanted = [Address(IPv4Interface("10.10.0.2/24")), Route(IPv4Network("10.60.0.0/24"))]
             await until(lambda host=host, wanted=wanted: host.standing["a"] == wanted, "what is of IPv4")  # type: ignore[misc]
         assert seen == []
+        said = [record.getMessage() for record in caplog.records if "offers DNS" in record.getMessage()]
+        assert said == ["the server offers DNS at 10.10.0.53; not set here"]
+        caplog.clear()
 
 
 # ------------------------------------------------------------------ the default route
@@ -708,7 +840,12 @@ async def test_ipv6_without_the_feature_is_ignored(monkeypatch: pytest.MonkeyPat
     ("a half", ("0.0.0.0/1",), None, True, False),
     ("no route", (), None, True, False),
     ("with IPv6 inside, too", ("0.0.0.0/0", "::/0"), A, True, False),
-    ("with an address of IPv6 inside", ("0.0.0.0/0",), A, True, False),
+    ("with both halves of IPv6", ("0.0.0.0/0", "::/1", "8000::/1"), A, True, False),
+    ("with all global addresses", ("0.0.0.0/0", "2000::/3"), A, True, False),
+    ("with an address of IPv6 inside", ("0.0.0.0/0",), A, True, True),
+    ("with a network of IPv6", ("0.0.0.0/0", "fd60::/64"), A, True, True),
+    ("with half of the global addresses", ("0.0.0.0/0", "2000::/4"), A, True, True),
+    ("IPv6 alone", ("::/0",), A, True, False),
     ("a machine without IPv6", ("0.0.0.0/0",), None, False, False),
 )
 async def test_ipv6_that_goes_outside(routes: tuple[str, ...], ip6: str | None, has_ipv6: bool, warns: bool) -> None:
@@ -721,7 +858,7 @@ async def test_ipv6_that_goes_outside(routes: tuple[str, ...], ip6: str | None, 
         await until(lambda: len(it.items("a", Route)) == len(routes), "the routes")
         if ip6 is None:
             it.client("a").path_changed("the test")
-        assert len(it.lines("IPv6 traffic of this machine goes outside")) == warns
+        assert len(it.lines("other IPv6 traffic of this machine goes outside")) == warns
 
 
 @pytest.mark.parametrize("transport", ["http", "websocket"])
@@ -737,8 +874,8 @@ async def test_a_mark_is_complete_only_with_params(
     async with world("a", config=lambda port: dual_server(port, dual("a", A4, ip6)), change=marked) as it:
         await it.connected("a", ipv6=ip6 is not None)
         await it.has_addresses("a", f"{A4}/24", *((f"{A}/64",) if ip6 else ()))
-        await until(lambda: len(it.lines("IPv6 traffic of this machine goes outside")) >= lines, "the line")
-        assert len(it.lines("IPv6 traffic of this machine goes outside")) == lines
+        await until(lambda: len(it.lines("other IPv6 packets with that mark go outside")) >= lines, "the line")
+        assert len(it.lines("other IPv6 packets with that mark go outside")) == lines
 
 
 # ------------------------------------------------------------------ the queue
@@ -774,21 +911,26 @@ def test_a_sender_drops_what_it_may_not_send_any_more() -> None:
 
 def test_params_of_both_families_are_one_list() -> None:
     config = replace(
-        dual_server(1, dual("a", A4, A)), push_routes=(IPv6Network("2001:db8:1::/48"), IPv4Network("10.60.0.0/24"))
+        dual_server(1, dual("a", A4, A)),
+        push_routes=(IPv6Network("2001:db8:1::/48"), IPv4Network("10.60.0.0/24")),
+        push_dns=(IPv6Address("2001:db8::53"), IPv4Address("10.10.0.53")),
     )
     [session] = TunnelServer(config, logging.getLogger("tapotun")).sessions  # type: ignore[arg-type]
     both, four = (json.loads(session.parameters.params(frozenset(it))) for it in ({"ctl", "inet6"}, {"ctl"}))
     assert both["addresses"] == [f"{A4}/24", f"{A}/64"]
     assert sorted(both["routes"]) == ["10.60.0.0/24", "2001:db8:1::/48"]
-    assert (four["addresses"], four["routes"]) == ([f"{A4}/24"], ["10.60.0.0/24"])
+    assert both["dns"] == ["2001:db8::53", "10.10.0.53"]
+    assert (four["addresses"], four["routes"], four["dns"]) == ([f"{A4}/24"], ["10.60.0.0/24"], ["10.10.0.53"])
 
 
-def test_a_client_gets_no_route_of_a_family_of_which_it_has_no_address() -> None:
+def test_a_client_gets_no_route_and_no_name_server_of_a_family_of_which_it_has_no_address() -> None:
     pushed = IPv4Network("10.60.0.0/24"), IPv6Network("2001:db8:1::/48")
-    config = replace(dual_server(1, dual("a", None, A), dual("b", B4, None)), push_routes=pushed)
+    servers = IPv4Address("10.10.0.53"), IPv6Address("2001:db8::53")
+    config = replace(dual_server(1, dual("a", None, A), dual("b", B4, None)), push_routes=pushed, push_dns=servers)
     sessions = TunnelServer(config, logging.getLogger("tapotun")).sessions  # type: ignore[arg-type]
     told = [params.decode(it.parameters.params(frozenset({"ctl", "inet6"}))) for it in sessions]
     assert [it.routes for it in told] == [pushed[1:], pushed[:1]]
+    assert [it.dns for it in told] == [servers[1:], servers[:1]]
 
 
 @pytest.mark.parametrize("other", [f"{A}/128", f"{A4}/32"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from typing import Final
 
 import pytest
@@ -37,8 +37,8 @@ from tapotun_trio.status.model import InterfaceStatus
 
 from ..fakes import MemoryHost
 from ..tables import table
-from ..twins import FAMILIES, twin
-from .support import client_config, free_port, running
+from ..twins import FAMILIES, Family, both_families, twin
+from .support import allowed, client_config, free_port, running, server_config
 from .test_transport_guard import ADDRESS, ELSEWHERE, pushing, standing, until
 
 LAN: Final = AttachedNetwork(IPv4Network("192.168.1.0/24"), "eth0")
@@ -151,9 +151,16 @@ def test_the_lines_name_network_device_and_remedy() -> None:
 
 
 def address(index: int, text: str, peer: str | None = None, protocol: int | None = 0) -> AssignedAddress:
-    interface = IPv4Interface(text)
-    network = interface.network if peer is None else IPv4Network(peer)
+    interface = ip_interface(text)
+    network = interface.network if peer is None else ip_network(peer)
     return AssignedAddress(index, interface.ip, network, protocol)
+
+
+def translated(addresses: list[AssignedAddress], version: int) -> list[AssignedAddress]:
+    return [
+        replace(it, ip=ip_address(twin(str(it.ip), version)), network=ip_network(twin(str(it.network), version)))
+        for it in addresses
+    ]
 
 
 @table(
@@ -176,9 +183,15 @@ def address(index: int, text: str, peer: str | None = None, protocol: int | None
     ("a second address of the network", [address(3, "10.1.0.5/24"), address(3, "10.1.0.6/24")], ["10.1.0.0/24"],
      [(3, "10.1.0.0/24")]),
 )  # fmt: skip
-def test_candidates(addresses: list[AssignedAddress], pushed: list[str], expected: list[tuple[int, str]]) -> None:
-    found = candidates(addresses, [IPv4Network(it) for it in pushed], own=9)
-    assert [(it.index, str(it.network)) for it in found] == expected
+@pytest.mark.parametrize("version", FAMILIES)
+def test_candidates(
+    addresses: list[AssignedAddress], pushed: list[str], expected: list[tuple[int, str]], version: int
+) -> None:
+    networks = [ip_network(twin(it, version)) for it in pushed]
+    found = candidates(translated(addresses, version), networks, own=9)
+    assert [(it.index, str(it.network)) for it in found] == [(index, twin(it, version)) for index, it in expected]
+    # Those of the other family have nothing to do with it.
+    assert candidates(translated(addresses, 10 - version), networks, own=9) == []
 
 
 @table(
@@ -190,20 +203,30 @@ def test_candidates(addresses: list[AssignedAddress], pushed: list[str], expecte
     ("an address alone", [address(3, "10.1.0.5/32")], ["10.0.0.0/8"], []),
     ("its own", [address(9, "10.1.0.5/24")], ["10.0.0.0/8"], []),
 )
+@pytest.mark.parametrize("version", FAMILIES)
 def test_candidates_within(
-    addresses: list[AssignedAddress], within: list[str], expected: list[tuple[int, str]]
+    addresses: list[AssignedAddress], within: list[str], expected: list[tuple[int, str]], version: int
 ) -> None:
-    found = candidates(addresses, (), own=9, within=[IPv4Network(it) for it in within])
-    assert [(it.index, str(it.network)) for it in found] == expected
+    networks = [ip_network(twin(it, version)) for it in within]
+    found = candidates(translated(addresses, version), (), own=9, within=networks)
+    assert [(it.index, str(it.network)) for it in found] == [(index, twin(it, version)) for index, it in expected]
 
 
-def test_what_the_local_table_has_needs_no_route() -> None:
-    pushed = [IPv4Network("10.1.0.5/32"), IPv4Network("198.51.100.0/24")]
-    found = candidates([address(3, "10.1.0.5/24"), address(1, "198.51.100.1/24")], pushed, own=9)
+def test_the_link_local_network_of_a_link_is_none_to_which_it_attaches() -> None:
+    """With IPv4 it may be one, such as that of a cloud."""
+    everything = [ip_network("0.0.0.0/0"), ip_network("fc00::/6")]
+    found = candidates([address(3, "fe80::5/64"), address(3, "169.254.0.5/16")], (), own=9, within=everything)
+    assert [str(it.network) for it in found] == ["169.254.0.0/16"]
+
+
+@both_families
+def test_what_the_local_table_has_needs_no_route(family: Family) -> None:
+    pushed = [ip_network(it) for it in family(("10.1.0.5/32", "198.51.100.0/24"))]
+    found = candidates([address(3, family("10.1.0.5/24")), address(1, family("198.51.100.1/24"))], pushed, own=9)
     assert [(str(it.network), it.is_local) for it in found] == [
-        ("10.1.0.5/32", True),
-        ("10.1.0.0/24", False),
-        ("198.51.100.0/24", True),
+        (family("10.1.0.5/32"), True),
+        (family("10.1.0.0/24"), False),
+        (family("198.51.100.0/24"), True),
     ]
     assert all(isinstance(it, Candidate) for it in found)
 
@@ -216,8 +239,9 @@ def test_what_the_local_table_has_needs_no_route() -> None:
     ("the other of two", "10.1.0.4/31", "10.1.0.5", "10.1.0.4"),
     ("a peer", "10.9.0.1/32", "10.1.0.5", "10.9.0.1"),
 )
-def test_probes(network: str, own: str, expected: str) -> None:
-    assert probe_address(IPv4Network(network), IPv4Address(own)) == IPv4Address(expected)
+@both_families
+def test_probes(network: str, own: str, expected: str, family: Family) -> None:
+    assert probe_address(ip_network(family(network)), ip_address(family(own))) == ip_address(family(expected))
 
 
 # -- the filter
@@ -287,18 +311,21 @@ async def test_a_server_that_pushes_hundreds_of_martians_gets_a_few_lines(
 # -- the whole client
 
 
-async def test_a_client_that_roams_into_the_pushed_network() -> None:
+@both_families
+async def test_a_client_that_roams_into_the_pushed_network(family: Family) -> None:
     """And out again: each time as soon as the kernel says that something has changed."""
     host, port = MemoryHost(), free_port()
-    async with running(MemoryHost(), pushing(port, ELSEWHERE)), running(host, client_config("a", port)):
-        await until(lambda: standing(host) == [ADDRESS, ELSEWHERE])
+    own, elsewhere = Address(ip_interface(family("10.10.0.2/24"))), Route(ip_network(family("10.60.0.0/24")))
+    server = replace(server_config(port, allowed("a", family("10.10.0.2"))), push_routes=(elsewhere.network,))
+    async with running(MemoryHost(), server), running(host, client_config("a", port)):
+        await until(lambda: standing(host) == [own, elsewhere])
         for _ in range(2):
-            host.attached.append(AttachedNetwork(IPv4Network("10.60.0.0/16"), "eth1"))
-            host.change("eth1: address 10.60.0.7 added", "127.0.0.1")
-            await until(lambda: standing(host) == [ADDRESS])
+            host.attached.append(AttachedNetwork(ip_network(family("10.60.0.0/16")), "eth1"))
+            host.change("eth1: address added", "127.0.0.1")
+            await until(lambda: standing(host) == [own])
             host.attached.clear()
-            host.change("eth1: address 10.60.0.7 removed", "127.0.0.1")
-            await until(lambda: standing(host) == [ADDRESS, ELSEWHERE])
+            host.change("eth1: address removed", "127.0.0.1")
+            await until(lambda: standing(host) == [own, elsewhere])
 
 
 async def test_a_route_that_appears_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,17 +364,21 @@ async def test_pushed_martians_are_not_made() -> None:
     assert host.left_over == []
 
 
-async def test_the_tunnel_s_network_is_the_client_s_own() -> None:
+@both_families
+async def test_the_tunnel_s_network_is_the_client_s_own(family: Family) -> None:
     """The address stays, without its network; and the transport still has its host route where it needs one."""
     host, port, server = MemoryHost(), free_port(), IPv4Address("127.0.0.1")
-    cover = Route(IPv4Network("0.0.0.0/1"))
+    cover, own = Route(IPv4Network("0.0.0.0/1")), Address(ip_interface(family("10.10.0.2/24")))
     host.ways[server] = NextHop(IPv4Network("0.0.0.0/0"), index=3, device="eth0", gateway=IPv4Address("192.0.2.1"))
-    host.attached.append(AttachedNetwork(ADDRESS.interface.network, "eth0"))
-    bare = Address(IPv4Interface((ADDRESS.interface.ip, 32)))
-    async with running(MemoryHost(), pushing(port, cover)), running(host, client_config("a", port)):
-        await until(lambda: cover in standing(host))
-        assert set(standing(host)) == {bare, cover, HostRoute(server, 3, IPv4Address("192.0.2.1"))}
+    host.attached.append(AttachedNetwork(own.interface.network, "eth0"))
+    bare = Address(with_prefix(own.interface.ip, own.interface.max_prefixlen))
+    addresses = tuple(dict.fromkeys(["10.10.0.2", family("10.10.0.2")]))
+    config = replace(server_config(port, allowed("a", addresses)), push_routes=(cover.network,))
+    async with running(MemoryHost(), config), running(host, client_config("a", port)):
+        await until(lambda: {bare, cover} <= set(standing(host)))
+        past = HostRoute(server, 3, IPv4Address("192.0.2.1"))
+        assert {it for it in standing(host) if it != ADDRESS} == {bare, cover, past}
         host.attached.clear()
         host.change("eth0 is down", "127.0.0.1")
-        await until(lambda: ADDRESS in standing(host))
+        await until(lambda: own in standing(host))
         assert bare not in standing(host)

@@ -34,6 +34,7 @@ from tapotun_trio.status.model import (
     ReloadStatus,
     RoundTripStatus,
     TransportConflictStatus,
+    UpdateStatus,
 )
 from tapotun_trio.text import one_line
 
@@ -83,7 +84,18 @@ def hub() -> ProcessStatus:
     corp, tun = HUB.interfaces
     tun = msgspec.structs.replace(tun, peers=[PeerStatus(name="hub.example:443", state="replaced", tx_packets=7)])
     reload = ReloadStatus(at=datetime.fromtimestamp(T0, UTC), error="/etc/tapotun/hub.json: line 3")
-    return msgspec.structs.replace(HUB, interfaces=[corp, tun], last_reload=reload, plane=PlaneStatus(kind="native"))
+    update = UpdateStatus(
+        mode="apply",
+        channel="stable",
+        installation="pyz",
+        checked_at=datetime.fromtimestamp(T0 - 60, UTC),
+        available="0.2.0",
+        error="no answer",
+        refused=["0.1.5"],
+    )
+    return msgspec.structs.replace(
+        HUB, interfaces=[corp, tun], last_reload=reload, plane=PlaneStatus(kind="native"), update=update
+    )
 
 
 def of(name: str, **values: float) -> dict[Series, float]:
@@ -108,6 +120,7 @@ DROPS: Final = {
     "device-refused",
     "no-memory",
 }
+TAP_DROPS: Final = {"arp-guard", "bad-mac", "isolated", "reserved-mac", "same-side", "storm"}
 
 
 def test_every_number() -> None:
@@ -117,6 +130,10 @@ def test_every_number() -> None:
         series("tapotun_plane_running", kind="native"): 1,
         series("tapotun_config_last_reload_successful"): 0,
         series("tapotun_config_last_reload_timestamp_seconds"): T0,
+        series("tapotun_update_available"): 1,
+        series("tapotun_update_last_check_successful"): 0,
+        series("tapotun_update_last_check_timestamp_seconds"): T0 - 60,
+        series("tapotun_update_refused"): 1,
         **{series("tapotun_interface_state", tapotun_interface_state=it, **CORP): it == "up" for it in states},
         **{series("tapotun_interface_state", tapotun_interface_state=it, **TUN): it == "failed" for it in states},
         series("tapotun_interface_up", **CORP): 1,
@@ -194,7 +211,38 @@ def test_what_can_happen_has_a_zero_before_it_does() -> None:
             "other-session",
         },
     }
-    assert DROPS | {"internal-error", "loop", "no-route"} == set(DropReason)
+    assert DROPS | TAP_DROPS | {"internal-error", "loop", "no-route"} == set(DropReason)
+
+
+def test_what_can_happen_on_a_tap_interface_has_a_zero_too() -> None:
+    zeros: dict[str, Any] = dict.fromkeys(("macs_learned", "macs_moved", "macs_evicted", "flooded_packets"), 0)
+    peer = msgspec.structs.replace(PEER, macs=0, **zeros)
+    server = InterfaceStatus(
+        name="tun0", kind="server", state="up", since=HUB.started_at, peers=[peer], macs=1, **zeros
+    )
+    found = page_of(msgspec.structs.replace(HUB, interfaces=[server]))
+    reasons: dict[str, set[str]] = {}
+    for name, labels in found:
+        if "reason" in dict(labels):
+            reasons.setdefault(name, set()).add(dict(labels)["reason"])
+    assert reasons == {
+        "tapotun_client_dropped_packets_total": (DROPS | TAP_DROPS)
+        - {"bad-source", "jumbogram", "link-local", "not-ipv4"},
+        "tapotun_interface_dropped_packets_total": {"bad-mac", "internal-error", "reserved-mac", "same-side"},
+        "tapotun_interface_refused_requests_total": {
+            "bad-method",
+            "bad-token",
+            "internal-error",
+            "no-tap",
+            "other-session",
+        },
+    }
+    one = {"interface": "tun0", "kind": "server"}
+    assert found[series("tapotun_interface_macs", **one)] == 1
+    assert found[series("tapotun_client_macs", interface="tun0", client="a")] == 0
+    for name in zeros:
+        assert found[series(f"tapotun_interface_{name}_total", **one)] == 0
+        assert found[series(f"tapotun_client_{name}_total", interface="tun0", client="a")] == 0
 
 
 def test_the_kernel_tells_of_this_process() -> None:
@@ -377,6 +425,7 @@ WHOLE: Final = ProcessStatus(
     started_at=HUB.started_at,
     last_reload=ReloadStatus(at=HUB.started_at),
     plane=PlaneStatus(kind="native"),
+    update=UpdateStatus(mode="check", channel="stable", installation="pyz", checked_at=HUB.started_at),
     interfaces=[
         InterfaceStatus(
             name="tun0",
@@ -387,6 +436,11 @@ WHOLE: Final = ProcessStatus(
             listen=[ListenerStatus(address="127.0.0.1:8080", refusals={"x": 1})],
             device_drops={"x": 1},
             refusals={"x": 1},
+            macs=2,
+            macs_learned=5,
+            macs_moved=6,
+            macs_evicted=7,
+            flooded_packets=3,
             transport_conflicts=[
                 TransportConflictStatus(route="203.0.113.0/24", address="203.0.113.10", action="excepted")
             ],
@@ -396,6 +450,11 @@ WHOLE: Final = ProcessStatus(
                     name="a",
                     state="connected",
                     transport="http",
+                    macs=1,
+                    macs_learned=8,
+                    macs_moved=9,
+                    macs_evicted=10,
+                    flooded_packets=4,
                     extended=True,
                     connected_since=HUB.started_at,
                     last_frame_at=HUB.started_at,
@@ -415,6 +474,10 @@ EXPORTED: Final[dict[str, set[str]]] = {
     "PlaneStatus.kind": {"tapotun_plane_running"},
     "ReloadStatus.at": {"tapotun_config_last_reload_timestamp_seconds"},
     "ReloadStatus.error": {"tapotun_config_last_reload_successful"},
+    "UpdateStatus.checked_at": {"tapotun_update_last_check_timestamp_seconds"},
+    "UpdateStatus.available": {"tapotun_update_available"},
+    "UpdateStatus.error": {"tapotun_update_last_check_successful"},
+    "UpdateStatus.refused": {"tapotun_update_refused"},
     "InterfaceStatus.name": LABEL,
     "InterfaceStatus.kind": LABEL,
     "InterfaceStatus.state": {"tapotun_interface_up", "tapotun_interface_state"},
@@ -446,6 +509,16 @@ EXPORTED: Final[dict[str, set[str]]] = {
     "PeerStatus.stream_ends": {"tapotun_client_stream_ends_total"},
     "PeerStatus.reconnects": {"tapotun_client_reconnects_total"},
     "PeerStatus.plane_packets": {"tapotun_client_plane_packets_total"},
+    "PeerStatus.macs": {"tapotun_client_macs"},
+    "PeerStatus.macs_learned": {"tapotun_client_macs_learned_total"},
+    "PeerStatus.macs_moved": {"tapotun_client_macs_moved_total"},
+    "PeerStatus.macs_evicted": {"tapotun_client_macs_evicted_total"},
+    "PeerStatus.flooded_packets": {"tapotun_client_flooded_packets_total"},
+    "InterfaceStatus.macs": {"tapotun_interface_macs"},
+    "InterfaceStatus.macs_learned": {"tapotun_interface_macs_learned_total"},
+    "InterfaceStatus.macs_moved": {"tapotun_interface_macs_moved_total"},
+    "InterfaceStatus.macs_evicted": {"tapotun_interface_macs_evicted_total"},
+    "InterfaceStatus.flooded_packets": {"tapotun_interface_flooded_packets_total"},
 }
 NOT_EXPORTED: Final = {
     "ProcessStatus.schema": "it is the JSON document's",
@@ -457,7 +530,17 @@ NOT_EXPORTED: Final = {
     "ProcessStatus.started_at": "process_start_time_seconds, from the kernel",
     "ReloadStatus.changes": "text for people",
     "PlaneStatus.why": "text for people",
+    "UpdateStatus.mode": "no number, and the config's",
+    "UpdateStatus.channel": "no number, and the config's",
+    "UpdateStatus.installation": "no number, and the same for ever",
+    "UpdateStatus.command": "text for people",
+    "UpdateStatus.downloaded": "text for people",
+    "UpdateStatus.downloaded_version": "text for people",
+    "UpdateStatus.obstacle": "text for people",
+    "InterfaceStatus.bridge": "no number",
+    "InterfaceStatus.mac": "no number",
     "InterfaceStatus.addresses": "text for people; a client's are told by its server",
+    "InterfaceStatus.device": "no number, and the config's",
     "InterfaceStatus.path": "no number",
     "InterfaceStatus.problem": "text for people, any number of them",
     "InterfaceStatus.last_error": "text for people, any number of them",
@@ -475,6 +558,7 @@ NOT_EXPORTED: Final = {
     "PeerStatus.addresses": "text for people",
     "PeerStatus.tls": "text for people",
     "PeerStatus.encrypted": "no number, and often not known",
+    "PeerStatus.ipv6": "no number, and not known before the first stream",
     "PeerStatus.refused_routes": "text for people, any number of them",
     "PeerStatus.routes": "text for people, any number of them",
     "PeerStatus.sources": "text for people, any number of them",
@@ -488,6 +572,7 @@ STRUCTS: Final = (
     ProcessStatus,
     ReloadStatus,
     PlaneStatus,
+    UpdateStatus,
     InterfaceStatus,
     ListenerStatus,
     TransportConflictStatus,
@@ -500,6 +585,7 @@ STRUCTS: Final = (
 HOLDERS: Final = {
     "ProcessStatus.last_reload",
     "ProcessStatus.plane",
+    "ProcessStatus.update",
     "ProcessStatus.interfaces",
     "InterfaceStatus.listen",
     "InterfaceStatus.transport_conflicts",

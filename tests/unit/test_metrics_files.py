@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard as GrafanaDashboard
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from tapotun_trio.admin.metrics import render
@@ -176,6 +180,35 @@ def test_the_dashboards_variables() -> None:
         assert label in LABELS
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD["panels"])))
     assert used == {*variables, "__rate_interval"}
+
+
+# Grafana writes these into every dashboard that it exports; its schema does not have them.
+EXPORTED: Final = {"annotations.list.builtIn", "templating.list.definition"}
+
+
+def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """The paths of what is in `before` and not, or different, in `after`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            inner = f"{path}.{key}".lstrip(".")
+            yield from lost(value, after[key], inner) if key in after else [inner]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for one, other in zip(before, after, strict=True):
+            yield from lost(one, other, path)
+    elif before != after:
+        yield path
+
+
+def test_grafana_s_own_model_knows_every_field() -> None:
+    """Read into the classes that Grafana generates from its schema, panels and queries too, and written again."""
+    register_default_plugins()
+    read = GrafanaDashboard.from_json(DASHBOARD)
+    assert set(lost(DASHBOARD, json.loads(JSONEncoder().encode(read)))) == EXPORTED
+    wrong = copy.deepcopy(DASHBOARD)
+    [*_, panel] = wrong["panels"]
+    panel["options"]["shwoHeader"] = True
+    written = json.loads(JSONEncoder().encode(GrafanaDashboard.from_json(wrong)))
+    assert set(lost(wrong, written)) - EXPORTED == {"panels.options.shwoHeader"}
 
 
 def test_the_dashboard_stands_alone() -> None:

@@ -148,8 +148,10 @@ def test_an_ipv6_route_with_a_gateway_as_the_kernel_dumps_it() -> None:
     ],
 )
 def test_routes_for_some_packets_only(family: int, source_prefix: int, tos: int, selective: bool, plain: bool) -> None:
-    found = codec.read_route(route_message(family=family, source_prefix=source_prefix, tos=tos))
+    source = attribute(2, IPv6Address("2001:db8:1:2::").packed) if source_prefix else b""
+    found = codec.read_route(route_message(source, family=family, source_prefix=source_prefix, tos=tos))
     assert (found.selective, found.plain) == (selective, plain)
+    assert found.origin == (IPv6Network("2001:db8:1:2::/64") if source_prefix else None)
 
 
 def test_a_multipath_route_without_a_table_attribute() -> None:

@@ -312,7 +312,7 @@ async def test_an_interface_that_is_there(autojump_clock: trio.testing.MockClock
     assert not has_link("no-such-link")
     assert not has_link("a-name-that-is-longer-than-any")
     text = await refusal("lo")
-    assert text.startswith("cannot create TUN interface lo: the name is taken, by ")
+    assert text.startswith("cannot create interface lo: the name is taken, by ")
     assert trio.current_time() >= PATIENCE_S
     assert holder_of("lo") is None  # given back
 
@@ -420,8 +420,8 @@ async def test_nor_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:
             await nursery.start(run_interfaces, [client_config("tun0", port)], host)
             with trio.fail_after(30):
                 await soon(lambda: connections(listener))
-                host.taken["tun0"] = "cannot create TUN interface tun0: the name is taken"
-                await soon(lambda: "cannot create TUN interface tun0" in caplog.text)
+                host.taken["tun0"] = "cannot create interface tun0: the name is taken"
+                await soon(lambda: "cannot create interface tun0" in caplog.text)
                 connections(listener)
                 await trio.sleep(2 * RESTART_S[0])  # it starts again, or tries to
                 assert connections(listener) == 0

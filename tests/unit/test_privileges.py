@@ -6,17 +6,22 @@ import errno
 import os
 import resource
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tapotun_trio.config.model import AdminConfig, Config, TcpAddress, UnixAddress
+from tapotun_trio.config.model import AdminConfig, Config, TcpAddress, UnixAddress, UpdateConfig, Url
 from tapotun_trio.errors import HostError
+from tapotun_trio.host.process import privileges
 from tapotun_trio.host.process.privileges import (
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
+    CAP_KILL,
     CAP_NET_ADMIN,
     CAP_NET_BIND_SERVICE,
+    CAP_SETGID,
+    CAP_SETUID,
     effective_capabilities,
     needed_capabilities,
     open_tun_node,
@@ -36,6 +41,7 @@ def test_effective_capabilities(mask: str, has: bool) -> None:
 
 
 SERVER = server_config(8080)
+UPDATE = UpdateConfig(Url("https", "updates.example.com", 443, "/"))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +53,7 @@ SERVER = server_config(8080)
         (Config((SERVER,), admin=AdminConfig(TcpAddress("127.0.0.1", 9090))), set()),
         (Config((SERVER,), admin=AdminConfig(TcpAddress("127.0.0.1", 443))), {CAP_NET_BIND_SERVICE}),
         (Config((SERVER,), admin=AdminConfig(UnixAddress("/run/x"))), {CAP_DAC_OVERRIDE}),
+        (Config((SERVER,), update=UPDATE), {CAP_SETUID, CAP_SETGID, CAP_KILL}),
     ],
 )
 def test_what_is_kept(config: Config, more: set[int]) -> None:
@@ -54,10 +61,18 @@ def test_what_is_kept(config: Config, more: set[int]) -> None:
     assert {number for number in range(64) if kept >> number & 1} == {CAP_NET_ADMIN, CAP_DAC_READ_SEARCH} | more
 
 
+def test_what_may_be_kept_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    section = page.partition("\n### Privileges\n")[2].partition("\n### ")[0]
+    names = {name for name in vars(privileges) if name.startswith("CAP_")}
+    assert {name for name in names if name not in section} == set()
+
+
 @pytest.mark.parametrize(
     ("config", "more"),
     [
         (Config((SERVER,), user="tapotun"), set()),
+        (Config((SERVER,), user="tapotun", update=UPDATE), set()),
         (Config((server_config(443),), user="tapotun"), {CAP_NET_BIND_SERVICE}),
         (Config((replace(SERVER, listen=(UnixAddress("/run/x"),)),), user="tapotun"), set()),
     ],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import IPv6Address, IPv6Interface
+from ipaddress import IPv6Address, IPv6Interface, ip_interface
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -19,14 +22,16 @@ from hypothesis import strategies as st
 
 from tapotun_trio import cli, exit_codes
 from tapotun_trio.cli import main
-from tapotun_trio.config.model import NO_PROXY, ClientConfig, Proxy, TlsConfig
+from tapotun_trio.config.model import NO_PROXY, ClientConfig, DeviceKind, Proxy, TlsConfig
+from tapotun_trio.host.net import dial
 from tapotun_trio.http.heads import encode_request
 from tapotun_trio.lifecycle.registry import Record
+from tapotun_trio.probe import path, steps, traffic
 from tapotun_trio.probe import run as probe_run
-from tapotun_trio.probe import steps, traffic
-from tapotun_trio.probe.measured import Measured
-from tapotun_trio.probe.report import report_json
+from tapotun_trio.probe.measured import Dns, Measured, Tcp
+from tapotun_trio.probe.report import report_json, report_text
 from tapotun_trio.probe.run import Misused, measure_until_stopped, parse_headers
+from tapotun_trio.probe.steps import measure
 from tapotun_trio.probe.verdict import Verdict, judge
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire import control
@@ -38,6 +43,8 @@ from ..packets import ipv4
 from ..tables import table
 from .support import allowed, client_config, free_port, running, server_config
 from .test_refused_streams import Front, status
+
+OWN_MAC = b"\x02\0\0\0\0\1"
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +61,30 @@ async def measured(port: int, who: str = "a", idle_s: float = 0.0) -> tuple[Meas
     with trio.fail_after(60):
         assert await measure_until_stopped(client_config(who, port), idle_s, it) is None
     return it, judge(it)
+
+
+@pytest.mark.parametrize("error", [errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ECONNREFUSED])
+async def test_an_address_of_a_family_that_this_machine_lacks(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect_socket = dial.connect_socket
+
+    async def without_ipv6(sock: socket.socket, address: Any) -> None:
+        if sock.family == socket.AF_INET6:
+            raise OSError(error, os.strerror(error))
+        await connect_socket(sock, address)
+
+    monkeypatch.setattr(dial, "connect_socket", without_ipv6)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        tcp = Tcp()
+        await path._reach(tcp, Dns("x", addresses=["2001:db8::1", "127.0.0.1"]), port, None)
+        assert (tcp.address, tcp.error) == ("127.0.0.1", None)
+        refused = {"2001:db8::1": os.strerror(error)} if error == errno.ECONNREFUSED else {}
+        assert (tcp.unreachable, tcp.no_route) == (refused, [] if refused else ["2001:db8::1"])
+    # Where nothing answers, that is what is said.
+    tcp = Tcp()
+    await path._reach(tcp, Dns("x", addresses=["2001:db8::1"]), port, None)
+    assert os.strerror(error) in (tcp.error or "")
+    assert tcp.no_route == []
 
 
 async def test_our_server() -> None:
@@ -87,6 +118,77 @@ async def test_a_server_with_ipv6_only() -> None:
     assert (verdict.usable, verdict.selector, verdict.findings) == (True, "http", [])
     assert it.http is not None
     assert it.http.server == "extended"
+
+
+@pytest.mark.parametrize(
+    ("nets", "carries"),
+    [
+        (["10.10.0.1/24"], None),
+        (["10.10.0.1/24", "fd00:10::1/64"], "carries IPv4 and IPv6"),
+        (["fd00:10::1/64"], "carries IPv6 only"),
+    ],
+)
+@pytest.mark.parametrize("has_ipv6", [True, False])
+async def test_the_families_that_a_server_carries(nets: list[str], carries: str | None, has_ipv6: bool) -> None:
+    """A client on a machine without IPv6 is refused if there is nothing else for it."""
+    port, host = free_port(), MemoryHost()
+    own = [ip_interface(net) for net in nets]
+    client = replace(allowed("a", "10.10.0.2"), addresses=tuple(net.ip + 1 for net in own))
+    config = replace(server_config(port, client), nets=tuple(own))
+    it = Measured(f"http://127.0.0.1:{port}/ip", has_ipv6=has_ipv6, ipv6_remedy="sysctl it")
+    async with running(host, config):
+        await host.device("hub")
+        await measure(client_config("a", port), 1.0, it)
+    assert it.http is not None
+    assert (it.http.ipv4, it.http.ipv6) == ("10.10.0.1/24" in nets, "fd00:10::1/64" in nets)
+    verdict, text = judge(it), report_text(it, judge(it))
+    assert ("carries" in text.split("\n\n")[0]) == (carries is not None)
+    assert carries is None or carries in text
+    lacking = "this machine has no IPv6, or it is switched off (disable_ipv6)"
+    found = [(each.severity, each.text) for each in verdict.findings if each.code == "no-ipv6"]
+    if has_ipv6 or carries is None:
+        assert (verdict.usable, found) == (True, [])
+    elif len(nets) == 2:
+        told = f"{lacking}: the tunnel carries IPv4 only, and the server offers IPv6 too"
+        assert (verdict.usable, found) == (True, [("note", told)])
+    else:
+        told = f"the server has only IPv6 addresses for this client, and {lacking}"
+        assert (verdict.usable, found) == (False, [("fault", told)])
+        assert told in verdict.text
+        assert "sysctl it" in text
+
+
+@pytest.mark.parametrize(("wanted", "fits"), [(None, True), ("tap", True), ("tun", False)])
+async def test_a_server_whose_frames_carry_ethernet(wanted: DeviceKind | None, fits: bool) -> None:
+    """Frames to all clients, of any size, do not disturb the probe. None of its own reaches the server's interface, and
+    it makes no request that such a server refuses."""
+    port, host, records = free_port(), MemoryHost(), dict[str, Record]()
+    config = replace(server_config(port, replace(allowed("a", "10.10.0.2"), addresses=())), device="tap", mac=OWN_MAC)
+    async with running(host, config, records=records), trio.open_nursery() as nursery:
+        hub, server = await host.device("hub"), records["hub"].tunnel
+        assert isinstance(server, TunnelServer)
+
+        async def talk() -> None:
+            while True:
+                for size in (14, 19, 60, 1514, 9000):
+                    hub.send(b"\xff" * 6 + OWN_MAC + bytes(size - 12))
+                await trio.sleep(0.01)
+
+        nursery.start_soon(talk)
+        it = Measured(f"http://127.0.0.1:{port}/ip", device=wanted)
+        await measure(replace(client_config("a", port), device=wanted), 1.0, it)
+        nursery.cancel_scope.cancel()
+        assert not hub.outbound
+        assert not server.refusals
+    verdict = judge(it)
+    assert it.http is not None
+    assert (it.http.server, it.http.device) == ("extended", "tap")
+    assert (it.download.state, it.upload.state, it.websocket.ok) == ("streams", "streams", True)
+    assert it.rtt is not None
+    assert it.idle is None
+    assert any(each.startswith("idle timeouts: this server serves extended clients only") for each in it.not_tested)
+    assert (verdict.usable, [each.code for each in verdict.findings]) == (fits, [] if fits else ["wrong-device"])
+    assert "carries Ethernet frames" in report_text(it, verdict)
 
 
 async def test_packets_for_the_client_are_thrown_away() -> None:
@@ -248,8 +350,9 @@ async def test_peers_of_no_use(data: bytes, codes: set[str]) -> None:
     assert {it.code for it in verdict.findings if it.severity == "fault"} == codes
 
 
-def _holding(hub_port: int) -> Serve:
-    """Passes everything on to a server, and a download's body only when there are 4 KiB of it."""
+def _holding(hub_port: int, *, head_passes: bool = True) -> Serve:
+    """Passes everything on to a server, and a download's body only when there are 4 KiB of it. ``head_passes``: and its
+    head at once."""
 
     async def serve(stream: trio.SocketStream) -> None:
         upstream = await trio.open_tcp_stream("127.0.0.1", hub_port)
@@ -261,14 +364,16 @@ def _holding(hub_port: int) -> Serve:
 
         async with upstream, trio.open_nursery() as nursery:
             nursery.start_soon(up)
-            kept, passes = b"", False
+            kept, is_download = b"", None
             async for data in upstream:
                 kept += data
                 head, end, body = kept.partition(b"\r\n\r\n")
-                if end and b"x-tun-conf" in head and not passes:
-                    await stream.send_all(head + end)
-                    kept, passes = body, True
-                if (end and not passes) or len(kept) > 4096:
+                if end and is_download is None:
+                    is_download = b"application/octet-stream" in head
+                    if is_download and head_passes:
+                        await stream.send_all(head + end)
+                        kept = body
+                if is_download is False or len(kept) > 4096:
                     await stream.send_all(kept)
                     kept = b""
             nursery.cancel_scope.cancel()
@@ -276,12 +381,22 @@ def _holding(hub_port: int) -> Serve:
     return serve
 
 
-async def test_a_download_of_which_the_head_comes_and_no_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "HEAD_S", 1.0)
+@pytest.mark.parametrize("device", ["tun", "tap"])
+@pytest.mark.parametrize("head_passes", [True, False])
+async def test_a_download_of_which_the_head_comes_at_most(
+    head_passes: bool, device: DeviceKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the frames carry is known from the head, or from the WebSocket. The upload has to say it."""
+    monkeypatch.setattr(steps, "HEAD_S", 4.0)  # of real time: a handshake on a busy machine has to fit
     hub_port = free_port()
-    async with running(MemoryHost(), server_config(hub_port, allowed("a", "10.10.0.2"))):
-        async with peer(_holding(hub_port)) as port:
+    config = server_config(hub_port, allowed("a", "10.10.0.2"))
+    if device == "tap":
+        config = replace(config, device="tap", mac=OWN_MAC)
+    async with running(MemoryHost(), config):
+        async with peer(_holding(hub_port, head_passes=head_passes)) as port:
             it, verdict = await measured(port)
+    assert it.http is not None
+    assert it.http.device == device
     assert it.download.state == "held-back"
     assert it.download.held_bytes is not None
     assert 2048 <= it.download.held_bytes <= 8192

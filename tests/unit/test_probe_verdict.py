@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tapotun_trio.config.model import DeviceKind
 from tapotun_trio.probe.identify import identify
 from tapotun_trio.probe.measured import (
     Ages,
@@ -160,6 +161,14 @@ def test_usable_with_a_warning(change: Callable[[Measured], object], code: str, 
     assert (verdict.usable, verdict.selector, verdict.text) == (True, "http", "usable, with warnings")
     assert [(it.severity, it.code) for it in verdict.findings] == [("warning", code)]
     assert words in changes(verdict)
+
+
+def test_an_address_to_which_this_machine_has_no_route_is_not_called_dead() -> None:
+    """A machine without IPv6, and a name with both families."""
+    verdict, _ = judged(lambda it: setattr(it.tcp, "no_route", ["2001:db8::1"]))
+    assert (verdict.usable, verdict.text) == (True, "usable")
+    assert [(it.severity, it.code) for it in verdict.findings] == [("note", "address-not-tried")]
+    assert "no route to 2001:db8::1" in verdict.findings[0].text
 
 
 def test_notes_change_nothing() -> None:
@@ -393,6 +402,39 @@ def test_any_headers(headers: dict[str, str], names: list[str], https: bool) -> 
     assert found
     assert set(found) <= set(KINDS)
     assert not (https and "none" in found)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "words"),
+    [
+        (None, "tun", None),
+        (None, "tap", None),
+        ("tun", "tun", None),
+        ("tap", "tap", None),
+        ("tap", None, None),
+        ("tap", "tun", 'carries IP packets, and this client\'s config says "device": "tap"'),
+        ("tun", "tap", 'carries Ethernet frames, and this client\'s config says "device": "tun"'),
+    ],
+)
+def test_the_kind_of_the_interface(wanted: DeviceKind | None, found: DeviceKind | None, words: str | None) -> None:
+    def change(it: Measured) -> None:
+        assert it.http is not None
+        it.device, it.http.device = wanted, found
+
+    verdict, it = judged(change)
+    assert ("carries Ethernet frames" in report_text(it, verdict).split("\n\n")[0]) == (found == "tap")
+    if words is None:
+        assert (verdict.usable, verdict.findings) == (True, [])
+        return
+    (finding,) = verdict.findings
+    assert not verdict.usable
+    assert words in finding.text
+    assert words in verdict.text
+    assert (finding.code, finding.where, finding.change) == (
+        "wrong-device",
+        "the client's config",
+        (f'"device": "{found}"',),
+    )
 
 
 # ------------------------------------------------------------------ the report

@@ -45,9 +45,31 @@ def test_every_recipe_is_in_the_docs_and_in_a_pair() -> None:
         assert f"(../conf/proxies/{file})" in docs
 
 
-def test_the_readme_shows_lines_of_the_recipe() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```nginx\n(.*?)```", readme, re.DOTALL)
-    lines = {re.sub(r"\s*#.*", "", line).strip() for line in snippet.splitlines()} - {""}
-    # A `map` would have to be in another place than the rest of what is pasted (tests/netns/test_readme.py pastes it).
-    assert lines - _directives("nginx/nginx.conf") == {"proxy_set_header Connection upgrade;"}
+def _shown(page: str, language: str) -> str:
+    """The first block of a page that has this language."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def _lines(text: str) -> set[str]:
+    return {re.sub(r"\s*#.*", "", line).strip() for line in text.splitlines()} - {""}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/howto/behind-nginx.md"])
+def test_pages_show_lines_of_the_recipe_for_nginx(page: str) -> None:
+    # A `map` would have to be in another place than the rest of what is pasted (the tests of both pages paste it).
+    assert _lines(_shown(page, "nginx")) - _directives("nginx/nginx.conf") == {"proxy_set_header Connection upgrade;"}
+
+
+def test_the_howto_shows_the_recipe_for_caddy() -> None:
+    """All of it, but for the certificate and the access log, with a site in place of the 404."""
+    shown, recipe = _lines(_shown("docs/howto/behind-caddy.md", "caddy")), _directives("caddy/Caddyfile")
+    assert shown - recipe == {"root * /var/www/html", "file_server"}
+    assert {line.split()[0] for line in recipe - shown} == {"tls", "log", "respond"}
+
+
+def test_the_howto_shows_the_compose_file() -> None:
+    file = ROOT / "conf" / "compose" / "compose.yaml"
+    assert _shown("docs/howto/containers.md", "yaml") == file.read_text(encoding="utf-8")

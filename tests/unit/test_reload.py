@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network, ip_interface
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ from tapotun_trio.config.model import (
 from tapotun_trio.control.handlers import Process
 from tapotun_trio.cooperative import run_now
 from tapotun_trio.errors import ConfigError, HostError
-from tapotun_trio.families import IPNetwork
+from tapotun_trio.families import IPNetwork, is_within
 from tapotun_trio.host.items import Item, ItemsRefused, Route, Rule
 from tapotun_trio.host.process.sd_notify import ServiceManager
 from tapotun_trio.lifecycle.registry import Record, Registry
@@ -51,9 +51,15 @@ from ..packets import ipv4
 from .hostile import until
 from .support import allowed, client_config, free_port, server_config
 
-NETWORKS = st.builds(
-    lambda bits, length: IPv4Network((bits << 24, length), strict=False), st.integers(0, 3), st.integers(0, 9)
-)
+NETWORKS = {
+    4: st.builds(
+        lambda bits, length: IPv4Network((bits << 24, length), strict=False), st.integers(0, 3), st.integers(0, 9)
+    ),
+    6: st.builds(
+        lambda bits, length: IPv6Network((bits << 120, length), strict=False), st.integers(0, 3), st.integers(0, 9)
+    ),
+}
+BOTH_FAMILIES = NETWORKS[4] | NETWORKS[6]
 BEHIND = IPv4Network("10.60.0.0/24")
 
 
@@ -94,10 +100,12 @@ class StrictHost(MemoryHost):
         self.removed: list[str] = []  # from the kernel, so far
 
     @contextmanager
-    def open_device(self, name: str, queues: int = 1) -> Iterator[MemoryDevice]:
+    def open_device(
+        self, name: str, queues: int = 1, mac: bytes | None = None, *, is_port: bool = False
+    ) -> Iterator[MemoryDevice]:
         if faults := self.device_faults.get(name):
             raise faults.pop(0)
-        with super().open_device(name, queues) as device:
+        with super().open_device(name, queues, mac, is_port=is_port) as device:
             yield device
 
     @asynccontextmanager
@@ -583,12 +591,19 @@ async def test_what_is_changed_costs_no_client_that_is_not_concerned(
 
 
 @given(
-    st.lists(NETWORKS),
-    st.lists(NETWORKS),
-    NETWORKS,
+    st.lists(BOTH_FAMILIES),
+    st.lists(BOTH_FAMILIES),
+    st.tuples(NETWORKS[4], NETWORKS[6]),
+    st.sampled_from([("10.10.0.2",), ("fd00::2",), ("10.10.0.2", "fd00::2")]),
 )
-def test_pushed_routes_by_definition(pushed: list[IPv4Network], own: list[IPv4Network], net: IPv4Network) -> None:
-    config = replace(server_config(8080), nets=(IPv4Interface((net[1], net.prefixlen)),), push_routes=tuple(pushed))
-    client = replace(allowed("a", "10.10.0.2"), routes=tuple(own))
-    wanted = tuple(it for it in pushed if not any(it.subnet_of(mine) for mine in (net, *own)))
+def test_pushed_routes_by_definition(
+    pushed: list[IPNetwork], own: list[IPNetwork], nets: tuple[IPNetwork, IPNetwork], ips: tuple[str, ...]
+) -> None:
+    interfaces = tuple(ip_interface((net[1], net.prefixlen)) for net in nets)
+    config = replace(server_config(8080), nets=interfaces, push_routes=tuple(pushed))
+    client = replace(allowed("a", ips), routes=tuple(own))
+    versions = {address.version for address in client.addresses}
+    wanted = tuple(
+        it for it in pushed if it.version in versions and not any(is_within(it, mine) for mine in (*nets, *own))
+    )
     assert pushed_routes(config, client) == wanted

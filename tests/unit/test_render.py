@@ -24,6 +24,7 @@ from tapotun_trio.status.model import (
     ReloadStatus,
     RoundTripStatus,
     TransportConflictStatus,
+    UpdateStatus,
 )
 from tapotun_trio.status.render import MIN_WIDTH, columns, fit, rate, render, size
 from tapotun_trio.text import one_line
@@ -393,6 +394,19 @@ def test_whether_it_is_encrypted(tls: str | None, encrypted: bool | None, said: 
     assert said in render([hub([shown])], NOW)
 
 
+@table(
+    "addresses ipv6 said",
+    ("agreed on", ["10.50.0.2", "fd00:50::2"], True, "extended, carries IPv6\n"),
+    ("its server", [], True, "extended, carries IPv6\n"),
+    ("it has an address for it", ["fd00:50::2"], False, "extended, without IPv6\n"),
+    ("it does not need it", ["10.50.0.2"], False, "extended\n"),
+    ("not known", ["fd00:50::2"], None, "extended\n"),
+)
+def test_whether_it_carries_ipv6(addresses: list[str], ipv6: bool | None, said: str) -> None:
+    shown = peer("b", endpoint="192.0.2.2:4711", agent=None, extended=True, ipv6=ipv6, addresses=addresses)
+    assert said in render([hub([shown])], NOW)
+
+
 def test_why_an_interface_is_not_up() -> None:
     interface = InterfaceStatus(
         name="tun0",
@@ -405,6 +419,24 @@ def test_why_an_interface_is_not_up() -> None:
         version="0.1.0", pid=7, name="7", config_file="/c.json", started_at=NOW, interfaces=[interface]
     )
     assert "  why:        download: cannot connect to 192.0.2.1\n" in render([process], NOW)
+
+
+def test_a_tap_interface() -> None:
+    """What it is, and where it is plugged in; that it has no address is no mistake."""
+    mac = "02:00:5e:10:00:01"
+    tap = InterfaceStatus(
+        name="seg0", kind="client", state="up", since=before(minutes=1), device="tap", mac=mac, bridge="br0",
+        mtu_bytes=1500,
+    )  # fmt: skip
+    lines = render([msgspec.structs.replace(HUB, interfaces=[tap])], NOW).splitlines()
+    assert lines[-3:] == [
+        "  state:      client, up for 1 min",
+        f"  device:     TAP {mac}, port of bridge br0",
+        "  addresses:  none, MTU 1500",
+    ]
+    plain = msgspec.structs.replace(tap, mac=None, bridge=None, mtu_bytes=None)
+    lines = render([msgspec.structs.replace(HUB, interfaces=[plain])], NOW).splitlines()
+    assert lines[-2:] == ["  state:      client, up for 1 min", "  device:     TAP"]
 
 
 def test_refused_routes() -> None:
@@ -443,3 +475,43 @@ def test_refused_routes() -> None:
 def test_one_line(text: str, shown: str) -> None:
     assert one_line(text) == shown
     assert one_line(shown) == shown
+
+
+def with_update(*, width: int = 200, **fields: Any) -> str:
+    """The lines about updates, with the rest of the page cut off."""
+    update = UpdateStatus(**{"mode": "apply", "channel": "stable", "installation": "pyz", **fields})
+    page = render([msgspec.structs.replace(HUB, interfaces=[], update=update)], NOW, width=width)
+    return page.partition("\n")[2]
+
+
+def test_updates() -> None:
+    assert with_update() == ""
+    assert with_update(checked_at=before(hours=2)) == "update:     up to date 2 h ago\n"
+    there: dict[str, Any] = {
+        "available": "0.3.0",
+        "command": "/opt/tapotun.pyz update --install x.json",
+        "checked_at": before(hours=2),
+    }
+    assert with_update(**there) == "update:     0.3.0 is available; /opt/tapotun.pyz update --install x.json\n"
+    refused = "update:     0.3.0 is available; it did not start here, and is not installed again\n"
+    assert with_update(**there, refused=["0.2.9", "0.3.0"]) == refused
+    kept: dict[str, Any] = {"downloaded": "/var/lib/tapotun/tapotun.pyz", "downloaded_version": "0.3.0"}
+    assert "0.3.0 is available, and lies in /var/lib/tapotun/tapotun.pyz; /opt" in with_update(**there, **kept)
+    assert with_update(**there, width=80) == (
+        "update:     0.3.0 is available; /opt/tapotun.pyz update --install x.json\n"
+    )
+    assert with_update(available="0.3.0", checked_at=NOW) == "update:     0.3.0 is available\n"
+    lines = with_update(obstacle="the disk is read-only", error="no answer").splitlines()
+    assert lines == ["update:     only reported: the disk is read-only", "update:     the last check failed: no answer"]
+
+
+@pytest.mark.parametrize("width", [1, 40, 60])
+def test_the_command_for_an_update_can_be_copied(width: int) -> None:
+    command = "/opt/tapotun/tapotun.pyz update --install '/etc/tapotun/the office.json' # \x1b[2J"
+    lines = with_update(width=width, available="0.3.0", command=command).splitlines()
+    assert lines == ["update:     0.3.0 is available:", f"  {one_line(command)}"]
+    kept: dict[str, Any] = {"downloaded": "/var/lib/tapotun/tapotun.pyz", "downloaded_version": "0.3.0"}
+    lines = with_update(width=width, available="0.3.0", command=command, **kept).splitlines()
+    assert lines[-1] == f"  {one_line(command)}"
+    said = "".join("".join(lines[:-1]).split())  # wrapped within 40 columns
+    assert said == "update:0.3.0isavailable,andliesin/var/lib/tapotun/tapotun.pyz:"

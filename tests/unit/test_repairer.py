@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tapotun_trio.errors import HostError, leaves
-from tapotun_trio.host.items import Address, DesiredState, Item, Route, Rule
+from tapotun_trio.host.items import Address, DesiredState, Item, ItemsRefused, Route, Rule
 from tapotun_trio.log import interface_logger
 from tapotun_trio.netconf.reconciler import Reconciler
 from tapotun_trio.netconf.repair import MOST, PAUSE_S, REST_S, WINDOW_S, RepairLimit
 from tapotun_trio.netconf.repairer import Health, Repairer
 
-from ..fakes import MemoryHost
+from ..fakes import MemoryHost, MemoryNetwork
 
 ADDRESS: Final = Address(IPv4Interface("10.50.0.1/24"))
 NETWORK: Final = Route(IPv4Network("10.60.0.0/24"))
@@ -300,6 +300,34 @@ async def test_what_stays_missing_delays_no_other(autojump_clock: MockClock, cap
             assert "rule" not in (it.health.degraded or "")
         assert "took away rule fwmark 100 lookup 100: put back" in caplog.text
         assert caplog.text.count("stays missing") == 1
+
+
+async def test_a_rule_that_nobody_took_is_not_named(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody switches IPv6 off on the interface: that takes addresses and routes, and leaves the rules."""
+    add = MemoryNetwork.add
+
+    async def as_the_kernel(self: MemoryNetwork, name: str, items: Sequence[Item]) -> None:
+        refused: dict[Item, str] = dict.fromkeys(
+            (item for item in items if isinstance(item, Address | Route)), "IPv6 is switched off"
+        )
+        refused |= {item: "not tried, as the route of its table was refused" for item in items if item not in refused}
+        raise ItemsRefused(refused)
+
+    address, marked = Address(IPv6Interface("fd00:50::1/64")), Route(IPv6Network("::/0"), 100)
+    async with running((address, marked, replace(RULE, version=6))) as it:
+        monkeypatch.setattr(MemoryNetwork, "add", as_the_kernel)
+        it.host.take("tun0", address, marked)
+        await it.until(lambda: it.health.degraded)
+        missing = "missing: address fd00:50::1/64, route ::/0 in table 100; IPv6 is switched off"
+        assert it.health.degraded == missing
+        assert "rule" not in caplog.text
+        # If the rule is taken, too, it is named.
+        it.host.take("tun0", replace(RULE, version=6))
+        await it.until(lambda: "rule fwmark 100" in (it.health.degraded or ""))
+        monkeypatch.setattr(MemoryNetwork, "add", add)
+        await it.until(lambda: it.health.degraded is None)
 
 
 async def test_what_is_put_back_in_part(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from tapotun_trio.client.requests import download_fields, upload_fields
 from tapotun_trio.config.diagnostics import InvalidValue
 from tapotun_trio.config.diff import changes
 from tapotun_trio.config.load import check, check_content
-from tapotun_trio.config.model import ClientConfig, Secret, TransportChoice
+from tapotun_trio.config.model import ClientConfig, DeviceKind, Secret, TransportChoice
 from tapotun_trio.config.parsers import parse_header_name, parse_header_value, parse_password, parse_user, secret_line
 from tapotun_trio.http.heads import RequestParser, basic, encode_request
 from tapotun_trio.http.websocket import AnswerParser
@@ -242,7 +242,7 @@ def test_what_is_accepted_can_be_sent(text: str) -> None:
 @pytest.mark.parametrize("put", [False, True])
 def test_requests_carry_them(put: bool) -> None:
     config = loaded(headers={**HEADERS, "x-latin": "für"}, server=f"https://u:{SECRET}@h/ip")
-    fields = upload_fields(config, "s", 1) if put else download_fields(config, "s", frozenset(), yields=False)
+    fields = upload_fields(config, "s", 1, "tun") if put else download_fields(config, "s", frozenset(), yields=False)
     done = RequestParser().feed(encode_request("PUT" if put else "GET", "/", [("Host", "h"), *fields]))
     assert done is not None
     headers = done[0].headers
@@ -259,6 +259,20 @@ def test_requests_carry_them(put: bool) -> None:
 def test_without_them_a_request_is_as_before() -> None:
     names = [name for name, _ in download_fields(loaded(), "s", frozenset(), yields=False)]
     assert names == ["x-api-key", "x-tun-features", "x-tun-session"]
+
+
+@table(
+    "number device extended",
+    ("a base server's", None, "tun", ""),
+    # No such upload exists, since Ethernet is agreed on together with control frames. A base server gets nothing of it.
+    ("a base server's, and Ethernet", None, "tap", ""),
+    ("of packets of IP", 7, "tun", "x-tun-session: s\r\nx-tun-upload: 7\r\n"),
+    ("of Ethernet frames", 7, "tap", "x-tun-session: s\r\nx-tun-upload: 7\r\nx-tun-features: tap\r\n"),
+)
+def test_only_an_upload_of_ethernet_says_what_it_carries(number: int | None, device: DeviceKind, extended: str) -> None:
+    fields = [("Host", "h"), *upload_fields(loaded(token="T"), "s", number, device)]
+    head = f"PUT /ip HTTP/1.1\r\nHost: h\r\nx-api-key: T\r\nTransfer-Encoding: chunked\r\n{extended}\r\n"
+    assert encode_request("PUT", "/ip", fields) == head.encode()
 
 
 @pytest.mark.parametrize("transport", ["http", "websocket"])

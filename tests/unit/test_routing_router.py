@@ -15,6 +15,7 @@ from tapotun_trio.families import IPAddress, IPNetwork, host_network
 from tapotun_trio.routing.router import BAD_SOURCE, NO_ROUTE, ON_LINK, TO_DEVICE, ClientNetworks, Router
 
 from ..tables import table
+from ..twins import Family, both_families
 
 Check = Literal["strict", "loose", "off"]
 
@@ -257,17 +258,19 @@ def test_corp_from_the_device(source: str, destination: str, verdict: int) -> No
     assert CORP.router("loose").from_device(*packed(source, destination)) == verdict
 
 
-def test_a_source_pinned_to_two_clients_goes_to_the_first() -> None:
-    pinned = (IPv4Address("9.9.9.9"),)
-    clients = [ClientNetworks((IPv4Address(f"10.0.0.{n}"),), (), pinned) for n in (2, 3)]
-    router = Router([IPv4Address("10.0.0.1")], [], clients)
-    assert router.from_device(*packed("9.9.9.9", "1.1.1.1")) == 0
+@both_families
+def test_a_source_pinned_to_two_clients_goes_to_the_first(family: Family) -> None:
+    pinned = (ip_address(family("9.9.9.9")),)
+    clients = [ClientNetworks((ip_address(family(f"10.0.0.{n}")),), (), pinned) for n in (2, 3)]
+    router = Router([ip_address(family("10.0.0.1"))], [], clients)
+    assert router.from_device(*packed(family("9.9.9.9"), family("1.1.1.1"))) == 0
 
 
 @pytest.mark.parametrize("check", ["strict", "loose", "off"])
-def test_no_clients(check: Check) -> None:
-    router = Router([IPv4Address("10.0.0.1")], [], [], check)
-    assert router.from_device(*packed("10.0.0.1", "10.0.0.2")) == NO_ROUTE
+@both_families
+def test_no_clients(check: Check, family: Family) -> None:
+    router = Router([ip_address(family("10.0.0.1"))], [], [], check)
+    assert router.from_device(*packed(family("10.0.0.1"), family("10.0.0.2"))) == NO_ROUTE
 
 
 # A client that everything leads to, as an exit does, and one with addresses that only its config may make its own.

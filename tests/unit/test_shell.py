@@ -11,7 +11,7 @@ import pytest
 from tapotun_trio import cli
 from tapotun_trio.shell import bash, fish, zsh
 from tapotun_trio.shell.typed import VERBS, UnknownVerbError, with_verb
-from tapotun_trio.shell.usage import own_options, verbs
+from tapotun_trio.shell.usage import own_options, verb_parsers, verbs
 
 from .test_status import pair, world
 from .test_subcommands import asked, call, run_directory
@@ -52,6 +52,18 @@ def test_what_was_typed(typed: str, meant: str, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "servers").touch()
     (tmp_path / "up").touch()
     assert with_verb(typed.split()) == meant.split()
+
+
+def test_every_option_of_run_may_come_before_it() -> None:
+    """`--user nobody run FILE` took nobody for the file."""
+    options = [
+        action.option_strings[-1]
+        for action in verb_parsers(parser())["run"]._actions
+        if action.option_strings and action.nargs is None
+    ]
+    assert "--user" in options
+    for option in options:
+        assert with_verb([option, "value", "run", "x.json"]) == ["run", option, "value", "x.json"]
 
 
 @pytest.mark.parametrize(

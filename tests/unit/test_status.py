@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 import msgspec
@@ -29,7 +29,8 @@ from tapotun_trio.status.model import InterfaceStatus, PeerStatus
 from tapotun_trio.wire import control
 
 from ..fakes import HANG_S, MemoryHost
-from ..packets import ipv4
+from ..packets import ipv4, ipv6
+from ..twins import twin
 from .support import allowed, client_config, free_port, server_config
 from .test_supervisor import FaultyHost
 
@@ -71,9 +72,15 @@ async def world(*configs: ServerConfig | ClientConfig) -> AsyncIterator[World]:
 
 def pair(transport: TransportChoice = "http") -> tuple[ServerConfig, ClientConfig]:
     port = free_port()
-    laptop = allowed("a", ME, routes=("10.60.0.0/24",), sources=("192.168.7.7",))
-    hub = replace(server_config(port, laptop, mtu=1400), push_routes=(IPv4Network("10.99.0.0/16"),), keepalive_s=1.0)
+    laptop = allowed("a", (ME, twin(ME)), routes=("10.60.0.0/24", "fd60::/64"), sources=("192.168.7.7", "fd77::7"))
+    pushed = IPv4Network("10.99.0.0/16"), IPv6Network("fd99::/64")
+    hub = replace(server_config(port, laptop, mtu=1400), push_routes=pushed, keepalive_s=1.0)
     return hub, replace(client_config("a", port), transport=transport)
+
+
+def of_both(address: str) -> list[str]:
+    """An address of the tunnel with its prefix, and its twin."""
+    return [f"{address}/24", f"{twin(address)}/120"]
 
 
 @pytest.mark.parametrize("transport", ["http", "websocket"])
@@ -89,32 +96,40 @@ async def test_both_ends_of_a_tunnel(transport: TransportChoice) -> None:
         assert await a.receive_packet() == down
         hub.send(ipv4(HUB, "10.99.9.9"))  # nobody's
         a.send(ipv4("10.10.0.1", HUB))  # the server's own address: not the client's to use
-        await it.until(lambda: it.interface("hub").device_drops == {"no-route": 1})
-        await it.until(lambda: it.peer("hub").drops == {"bad-source": 1})
+        up6, down6 = ipv6(twin(ME), twin(HUB), b"up" * 50), ipv6(twin(HUB), twin(ME), b"down" * 50)
+        a.send(up6)
+        assert await hub.receive_packet() == up6
+        hub.send(down6)
+        assert await a.receive_packet() == down6
+        hub.send(ipv6(twin(HUB), "fd99::9"))
+        a.send(ipv6(twin(HUB), twin(HUB)))
+        await it.until(lambda: it.interface("hub").device_drops == {"no-route": 2})
+        await it.until(lambda: it.peer("hub").drops == {"bad-source": 2})
         await it.until(lambda: it.peer("hub").rtt.last_ms is not None and it.peer("a").rtt.last_ms is not None)
         await it.until(lambda: it.peer("hub").agent is not None)
 
         server, client = it.interface("hub"), it.interface("a")
-        assert (server.kind, server.state, server.addresses, server.mtu_bytes) == ("server", "up", [f"{HUB}/24"], 1400)
-        assert (client.kind, client.state, client.addresses, client.mtu_bytes) == ("client", "up", [f"{ME}/24"], 1400)
+        assert (server.kind, server.state, server.addresses, server.mtu_bytes) == ("server", "up", of_both(HUB), 1400)
+        assert (client.kind, client.state, client.addresses, client.mtu_bytes) == ("client", "up", of_both(ME), 1400)
         assert [re.fullmatch(r"127\.0\.0\.1:\d+", at.address) is not None for at in server.listen] == [True]
         assert server.restarts == client.restarts == 0
         assert server.last_error is client.last_error is None
 
         ours, theirs = it.peer("hub"), it.peer("a")
-        assert (ours.name, ours.addresses, ours.sources) == ("a", [ME], ["192.168.7.7"])
-        assert ours.routes == ["10.60.0.0/24"]
+        assert (ours.name, ours.addresses, ours.sources) == ("a", [ME, twin(ME)], ["192.168.7.7", "fd77::7"])
+        assert ours.routes == ["10.60.0.0/24", "fd60::/64"]
         assert theirs.name == theirs.endpoint == server.listen[0].address
-        assert theirs.routes == ["10.99.0.0/16"]
+        assert theirs.routes == ["10.99.0.0/16", "fd99::/64"]
         assert ours.endpoint is not None
         assert re.fullmatch(r"127\.0\.0\.1:\d+", ours.endpoint)
         assert ours.transport == theirs.transport == transport
         assert ours.extended is theirs.extended is True
+        assert ours.ipv6 is theirs.ipv6 is True
         assert ours.agent == theirs.agent == AGENT
-        assert (ours.rx_packets, ours.rx_bytes) == (4, 3 * len(up) + 20)
-        assert (ours.tx_packets, ours.tx_bytes) == (1, len(down))
-        assert (theirs.rx_packets, theirs.rx_bytes) == (1, len(down))
-        assert theirs.tx_packets == 4
+        assert (ours.rx_packets, ours.rx_bytes) == (6, 3 * len(up) + 20 + len(up6) + 40)
+        assert (ours.tx_packets, ours.tx_bytes) == (2, len(down) + len(down6))
+        assert (theirs.rx_packets, theirs.rx_bytes) == (2, len(down) + len(down6))
+        assert theirs.tx_packets == 6
         assert ours.connected_since is not None
         assert ours.last_frame_at is not None
         assert ours.last_frame_at >= ours.connected_since
@@ -145,6 +160,7 @@ async def test_a_base_client(agent: str) -> None:
         await it.until(lambda: it.peer("hub").endpoint is not None)
         peer = it.peer("hub")
         assert (peer.state, peer.extended, peer.transport) == ("connecting", False, "http")  # it has no upload
+        assert peer.ipv6 is False  # although it has an address of IPv6
         assert peer.agent == (f"curl/8.1\\u0080 {'x' * 48}…" if agent else None)
         await stream.aclose()
         await it.until(lambda: it.peer("hub").state == "offline")

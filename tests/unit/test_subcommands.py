@@ -19,7 +19,7 @@ import msgspec
 import pytest
 import trio
 
-from tapotun_trio import exit_codes
+from tapotun_trio import __version__, exit_codes
 from tapotun_trio.cli import main
 from tapotun_trio.control import socket_path
 from tapotun_trio.control.handlers import Process, standard_commands
@@ -28,6 +28,7 @@ from tapotun_trio.control.server import Command, serve_control
 from tapotun_trio.log import process_logger
 from tapotun_trio.peer.boottime import boottime
 from tapotun_trio.status import model
+from tapotun_trio.status.macs import MacStatus, MacTableStatus
 
 from ..tables import table
 from .support import client_config, free_port
@@ -68,7 +69,7 @@ async def test_status(capsys: pytest.CaptureFixture[str]) -> None:
         out, err = capsys.readouterr()
         assert err == ""
         assert "\x1b" not in out
-        assert out.startswith("tapotun 0.1.0 office, pid ")
+        assert out.startswith(f"tapotun {__version__} office, pid ")
         assert re.findall(r"^interface: (.*)$", out, re.M) == ["hub", "a"]
         assert len(re.findall(r"^    state:      connected for ", out, re.M)) == 2
         assert max(map(len, out.splitlines())) <= 80
@@ -87,9 +88,9 @@ async def test_several_processes_and_one_that_is_none(run_directory: Path, capsy
     async with world(*pair()) as it, asked(it, "one"), asked(it, "two"):
         (run_directory / "text.sock").write_text("no socket")
         assert await call("status") == exit_codes.OK
-        assert re.findall(r"^tapotun 0.1.0 (\w+)", capsys.readouterr().out, re.M) == ["one", "two"]
+        assert re.findall(rf"^tapotun {re.escape(__version__)} (\w+)", capsys.readouterr().out, re.M) == ["one", "two"]
         assert await call("status", "--name", "two") == exit_codes.OK
-        assert re.findall(r"^tapotun 0.1.0 (\w+)", capsys.readouterr().out, re.M) == ["two"]
+        assert re.findall(rf"^tapotun {re.escape(__version__)} (\w+)", capsys.readouterr().out, re.M) == ["two"]
 
 
 async def test_several_processes_say_which(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +170,7 @@ async def test_a_process_that_hangs(run_directory: Path, capsys: pytest.CaptureF
             hung.listen()
             assert await call("status") == exit_codes.OK
             out, err = capsys.readouterr()
-            assert out.startswith("tapotun 0.1.0 office, pid ")
+            assert out.startswith(f"tapotun {__version__} office, pid ")
             assert err == f"tapotun: {run_directory}/hung.sock: no answer within 2 s; is the process stopped?\n"
             assert await call("wait", "hub", "a", "--timeout", "30") == exit_codes.OK
             assert await call("wait", "b") == exit_codes.FAILED
@@ -295,6 +296,7 @@ STRUCTS: Final = {
     "process": model.ProcessStatus,
     "reload": model.ReloadStatus,
     "plane": model.PlaneStatus,
+    "update": model.UpdateStatus,
     "interface": model.InterfaceStatus,
     "transport conflict": model.TransportConflictStatus,
     "left-out network": model.LeftOutStatus,
@@ -303,6 +305,8 @@ STRUCTS: Final = {
     "rates": model.RateStatus,
     "round trip": model.RoundTripStatus,
     "outbox": model.OutboxStatus,
+    "MAC table": MacTableStatus,
+    "MAC address": MacStatus,
 }
 
 

@@ -12,11 +12,14 @@ import pytest
 import trio
 import trio.testing
 
-from tapotun_trio.config.model import ServerConfig, TcpAddress
-from tapotun_trio.errors import HostError, leaves
+from tapotun_trio.config.diff import changes
+from tapotun_trio.config.model import Bridge, ServerConfig, TcpAddress
+from tapotun_trio.errors import HostError, MissingBridgeError, leaves
+from tapotun_trio.host.items import BridgePort, Item, OwnBridge
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 
 from ..fakes import MemoryDevice, MemoryHost
+from .hostile import until
 from .support import allowed, free_port, server_config
 
 
@@ -30,8 +33,10 @@ class FaultyHost(MemoryHost):
         self.opened = 0
 
     @contextmanager
-    def open_device(self, name: str, queues: int = 1) -> Iterator[MemoryDevice]:
-        with super().open_device(name, queues) as device:
+    def open_device(
+        self, name: str, queues: int = 1, mac: bytes | None = None, *, is_port: bool = False
+    ) -> Iterator[MemoryDevice]:
+        with super().open_device(name, queues, mac, is_port=is_port) as device:
             if name == self.name:
                 self.opened += 1
                 if self.fault is not None:
@@ -89,3 +94,97 @@ async def test_what_cannot_start_ends_the_start(autojump_clock: trio.testing.Moc
     assert "the port is in use" in str(error)
     assert host.left_over == []
     assert host.devices == {}
+
+
+class WithoutBridges(MemoryHost):
+    """Whatever becomes a port of a bridge is refused while no interface here has made the bridge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        standing = self.standing
+
+        class Refused(set[Item]):
+            def __contains__(self, item: object) -> bool:
+                made = {each.name for items in standing.values() for each in items if isinstance(each, OwnBridge)}
+                return isinstance(item, BridgePort) and item.bridge not in made
+
+        self.refused = Refused()
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("reload", [False, True], ids=["start", "reload"])
+async def test_two_interfaces_in_a_bridge_that_one_of_them_makes(
+    swapped: bool, reload: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """In whatever order they are in the config."""
+    first, second = two_servers()
+    both = [
+        replace(first, device="tap", bridge=Bridge("br0", create=True)),
+        replace(second, device="tap", bridge=Bridge("br0")),
+    ]
+    if swapped:
+        both.reverse()
+    host = WithoutBridges()
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [] if reload else both, host)
+        if reload:
+            await interfaces.change(changes([], both))
+        await until(lambda: BridgePort("br0") in host.standing.get("bad", []), "the port of the second interface")
+        nursery.cancel_scope.cancel()
+    assert host.left_over == []
+
+
+class LateBridgeHost(MemoryHost):
+    """The bridge is made as soon as the first start has failed for want of it."""
+
+    @contextmanager
+    def open_device(
+        self, name: str, queues: int = 1, mac: bytes | None = None, *, is_port: bool = False
+    ) -> Iterator[MemoryDevice]:
+        try:
+            with super().open_device(name, queues, mac, is_port=is_port) as device:
+                yield device
+        finally:
+            self.missing_bridges.clear()
+            self.macs["br0"] = bytes.fromhex("02005e100001")
+
+
+async def test_a_bridge_that_comes_while_the_start_without_it_is_undone(autojump_clock: trio.testing.MockClock) -> None:
+    _, config = two_servers()
+    host = LateBridgeHost()
+    host.missing_bridges.add("br0")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run_interfaces, [replace(config, device="tap", bridge=Bridge("br0"))], host)
+        await until(lambda: BridgePort("br0") in host.standing.get("bad", []), "the port")
+        nursery.cancel_scope.cancel()
+    assert host.left_over == []
+
+
+async def test_a_start_that_fails_for_another_reason_while_there_is_no_bridge(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It would fail with the bridge, too, so the process ends and says why."""
+    _, config = two_servers()
+    config = replace(config, device="tap", bridge=Bridge("br0"))
+    host = MemoryHost()
+    host.missing_bridges.add("br0")
+    host.taken["bad"] = "the name is taken"
+    with trio.fail_after(30), pytest.raises(ExceptionGroup) as caught:
+        await run_interfaces([config], host)
+    (error,) = leaves(caught.value)
+    assert (type(error), str(error)) == (HostError, "bad: the name is taken")
+
+
+async def test_a_reload_that_adds_an_interface_without_its_bridge_is_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The person who reloads is there to make it."""
+    _, config = two_servers()
+    host = MemoryHost()
+    host.missing_bridges.add("br0")
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [], host)
+        with pytest.raises(MissingBridgeError, match="bad: there is no bridge br0"):
+            await interfaces.change(changes([], [replace(config, device="tap", bridge=Bridge("br0"))]))
+        nursery.cancel_scope.cancel()
+    assert host.left_over == []

@@ -158,7 +158,7 @@ def test_numbers_are_remembered_for_a_while(selector: TransportSelector) -> None
 def test_http_is_http(offered: bool, caplog: pytest.LogCaptureFixture) -> None:
     selector = TransportSelector("http", "h:80", interface_logger("tun0"))
     selector.offered = offered
-    assert selector.features == {control.CTL, control.INET6}
+    assert selector.features == {control.CTL, control.INET6, control.TAP}
     assert selector.no_fallback
     upload(selector, 0.0)
     assert selector.held_back(3.0)
@@ -172,7 +172,7 @@ def test_http_is_http(offered: bool, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_websocket_is_websocket() -> None:
     selector = TransportSelector("websocket", "h:80", interface_logger("tun0"))
-    assert selector.features == {control.CTL, control.WS, control.INET6}
+    assert selector.features == {control.CTL, control.WS, control.INET6, control.TAP}
     assert not selector.websocket_failed(NO_WEBSOCKET, 0.0)
     selector.http_works()
     selector.path_changed()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface
 from typing import Final
 
 import pytest
@@ -24,6 +25,7 @@ from tapotun_trio.log import interface_logger
 from tapotun_trio.netconf.transport_guard import TransportGuard
 
 from ..fakes import HANG_S, MemoryHost, MemoryNetwork
+from ..twins import Family, both_families
 from .support import allowed, client_config, free_port, running, server_config
 
 SERVER: Final = IPv4Address("127.0.0.1")
@@ -198,15 +200,16 @@ async def test_every_address_of_an_attempt_is_asked_for_before_it_is_tried() -> 
         ("192.0.2.1/32", True),
     ],
 )
-async def test_an_address_that_takes_the_server_s_away(interface: str, refused: bool) -> None:
-    it = guard()
+@both_families
+async def test_an_address_that_takes_the_server_s_away(interface: str, refused: bool, family: Family) -> None:
+    it, own, server = guard(), ip_interface(family(interface)), family("192.0.2.1")
     with it.attempt() as attempt:
-        await attempt.resolved(["192.0.2.1"])
+        await attempt.resolved([server])
     if not refused:
-        it.refuse_own([IPv4Interface(interface)])
+        it.refuse_own([own])
         return
-    with pytest.raises(PeerError, match=f"address {interface}, which would make 192.0.2.1 unreachable"):
-        it.refuse_own([IPv4Interface(interface)])
+    with pytest.raises(PeerError, match=f"address {own}, which would make {server} unreachable"):
+        it.refuse_own([own])
 
 
 async def test_a_connection_whose_local_address_is_gone_is_known_before_it_is_open() -> None:
@@ -235,6 +238,16 @@ async def test_a_network_s_ends_are_taken_away_too(address: str) -> None:
         await attempt.resolved([address])
     with pytest.raises(PeerError, match="unreachable"):
         it.refuse_own([IPv4Interface("192.0.2.5/30")])
+
+
+async def test_of_ipv6_only_the_first_address_of_a_network_is_taken_away() -> None:
+    """All routers have it (RFC 4291 section 2.6.1), and a client may be one. There is no broadcast."""
+    for address, refused in (("fd00::4", True), ("fd00::7", False)):
+        it = guard()
+        with it.attempt() as attempt:
+            await attempt.resolved([address])
+        with pytest.raises(PeerError, match="unreachable") if refused else nullcontext():
+            it.refuse_own([IPv6Interface("fd00::5/126")])
 
 
 async def test_where_the_name_does_not_resolve_any_pushed_route_may_stand_between() -> None:

@@ -445,7 +445,7 @@ async def test_what_a_client_sends() -> None:
         assert lower["connection"] == "Upgrade"
         assert lower["sec-websocket-version"] == "13"
         assert lower["x-api-key"] == "a"
-        assert lower["x-tun-features"] == "ctl, inet6, ws"
+        assert lower["x-tun-features"] == "ctl, inet6, tap, ws"
         assert "sec-websocket-extensions" not in lower
         assert "sec-websocket-protocol" not in lower
 

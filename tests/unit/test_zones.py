@@ -159,7 +159,7 @@ async def test_nat64_is_tried_only_without_a_route(port: int, monkeypatch: pytes
         return []
 
     monkeypatch.setattr(resolver, "lookup", lookup)
-    monkeypatch.setattr(dial, "_has_ipv6_route", lambda _mark: True)
+    monkeypatch.setattr(dial, "has_default_route", lambda _version, _mark: True)
     with pytest.raises(PeerError, match="refused"):
         await dial.connect("127.0.0.2", port)
     assert asked == []
@@ -171,7 +171,7 @@ async def test_nat64_is_tried_only_without_a_route(port: int, monkeypatch: pytes
     with pytest.raises(PeerError, match="has IPv6 only, and its network has no NAT64: use a name"):
         await dial.connect("127.0.0.2", port)
     assert asked == ["ipv4only.arpa"]
-    monkeypatch.setattr(dial, "_has_ipv6_route", lambda _mark: False)
+    monkeypatch.setattr(dial, "has_default_route", lambda _version, _mark: False)
     with pytest.raises(PeerError, match=r"unreachable$"):
         await dial.connect("127.0.0.2", port)
     assert asked == ["ipv4only.arpa"]
