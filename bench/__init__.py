@@ -18,6 +18,7 @@ does falls on all of them alike::
     relay-default   the same on the machine's default, where that is another one
     http            the installed `tapotun` at both ends
     https           the same through nginx on the server's machine, which ends TLS
+    tap             as http, with TAP interfaces
     http-off        http and https without the native data path (`--plane both`)
     https-off
 

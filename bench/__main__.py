@@ -54,6 +54,8 @@ def main() -> int:
     print(plan, flush=True)
     stay_on(args.cores)
     try:
+        if args.markdown is not None:
+            document.check(args.markdown, "bench")  # not after ten minutes
         results, plan = bench(plan, args.crelay, lambda text: print(text, flush=True), args.load_congestion)
         printed = write(results, plan, args.out)
         if args.markdown is not None:

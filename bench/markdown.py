@@ -23,6 +23,17 @@ def fill(document: str, name: str, lines: Sequence[str]) -> str:
     return "\n".join([*rows[: begins[0] + 1], "", *lines, "", *rows[ends[0] :]])
 
 
+def check(file: Path, name: str) -> None:
+    """Whether `write` can fill the file. Raises BenchError."""
+    try:
+        document = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise BenchError(
+            f"cannot write the tables into {file}: {exc}: name a document that has a place for them"
+        ) from exc
+    fill(document, name, ())
+
+
 def write(file: Path, name: str, lines: Sequence[str]) -> None:
     """`fill` a file. Raises BenchError, OSError."""
     file.write_text(fill(file.read_text("utf-8"), name, lines), encoding="utf-8")

@@ -24,6 +24,7 @@ RATIOS: Final = (
     ("https", "relay"),
     ("http", "relay-default"),
     ("relay", "relay-default"),
+    ("tap", "http"),
     ("http", "veth"),
     ("https", "veth"),
 )

@@ -22,7 +22,7 @@ from .plan import PLANE_OFF, SEARCH_HIGH, SEARCH_LOW, Budget, Plan, Step
 from .results import LOAD, Results
 from .scaling import fair
 from .stats import jain, percentile
-from .variants import TUNNEL_SERVER_6, WITHOUT_PLANE, Relay, Tapotun, TapotunTls, Variant
+from .variants import TUNNEL_SERVER_6, WITHOUT_PLANE, Relay, Tapotun, TapotunTap, TapotunTls, Variant
 
 Tell = Callable[[str], None]
 
@@ -47,7 +47,7 @@ class Bench:
         self._http = Tapotun(lab)
         self._relay, self._default_relay = Relay(lab, relay), Relay(lab, relay, name="relay-default")
         # In this order they are set up: the relay has to be told what the tunnel uses.
-        made: list[Variant] = [Variant(lab), self._http, self._relay, self._default_relay, self._tls]
+        made: list[Variant] = [Variant(lab), self._http, self._relay, self._default_relay, self._tls, TapotunTap(lab)]
         if PLANE_OFF["http"] in plan.variants:
             made.append(Tapotun(lab, name=PLANE_OFF["http"], env=WITHOUT_PLANE))
             made.append(TapotunTls(lab, name=PLANE_OFF["https"], env=WITHOUT_PLANE))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from .plan import PLANE_OFF
+from .plan import PLANE_OFF, TAP
 from .results import Results
 
 
@@ -122,6 +122,17 @@ def _of_own(what: str, metric: str, base: str, bound: float) -> _Target:
     return _Target(what, bound, True, see)
 
 
+def _of_tun(what: str, metric: str, bound: float) -> _Target:
+    """What the tunnel carries as Ethernet frames, of what it carries as IP packets. It is not measured without the
+    plane."""
+
+    def see(results: Results, http: str, _https: str, _relay: str) -> float | None:
+        ratio = results.ratio(metric, TAP, http) if http not in PLANE_OFF.values() else None
+        return ratio.median if ratio is not None else None
+
+    return _Target(what, bound, True, see)
+
+
 def _of_curl(results: Results, _http: str, https: str, _relay: str) -> float | None:
     ratio = results.over("tcp_down", https, "curl", "https")
     return ratio.median if ratio is not None else None
@@ -157,6 +168,8 @@ _TARGETS: Final = (
     _of_own("TCP over IPv6, one stream down, of IPv4", "tcp_down_6", "tcp_down", 0.95),
     _of_own("TCP over IPv6, 8 streams, of IPv4", "tcp_8_6", "tcp_8", 0.95),
     _of_own("UDP 64 B over IPv6, blast, of IPv4", "udp64_blast_6", "udp64_blast", 0.95),
+    _of_tun("TCP over TAP, one stream up, of TUN", "tcp_up", 0.9),
+    _of_tun("TCP over TAP, one stream down, of TUN", "tcp_down", 0.9),
     _itself("eight clients up, Jain's index", "jain_up", 0.97, at_least=True),
     _itself("eight clients down, Jain's index", "jain_down", 0.97, at_least=True),
     _of_own("the eight beside a ninth, of without it", "eight_fast", "eight_alone", 0.95),

@@ -201,17 +201,7 @@ class Tapotun(Variant):
         self.env = dict(env or {})
 
     def prepare(self) -> None:
-        digest = hashlib.sha1(TOKEN.encode()).hexdigest()
-        config = {
-            "name": "tun0",
-            "listen": self.listen,
-            "port": 8080,
-            "net": [f"{TUNNEL_SERVER}/24", f"{TUNNEL_SERVER_6}/64"],
-            "clients": [
-                {"name": "bench", "token": digest, "ip": [TUNNEL_CLIENT, TUNNEL_CLIENT_6], "routes": [BEHIND_NET]}
-            ],
-        }
-        self.server_end = self._undo.enter_context(self._daemon(self.server, config))
+        self.server_end = self._undo.enter_context(self._daemon(self.server, self._config()))
         self.server.wait_for_listener(8080, by=self.server_end)
 
     def start(self) -> float:
@@ -224,6 +214,19 @@ class Tapotun(Variant):
         """The client's `server` and what belongs to it."""
         return {"server": f"http://{SERVER}:8080/ip"}
 
+    def _config(self) -> dict[str, Any]:
+        """The server's."""
+        digest = hashlib.sha1(TOKEN.encode()).hexdigest()
+        return {
+            "name": "tun0",
+            "listen": self.listen,
+            "port": 8080,
+            "net": [f"{TUNNEL_SERVER}/24", f"{TUNNEL_SERVER_6}/64"],
+            "clients": [
+                {"name": "bench", "token": digest, "ip": [TUNNEL_CLIENT, TUNNEL_CLIENT_6], "routes": [BEHIND_NET]}
+            ],
+        }
+
     def _daemon(self, host: Host, config: Mapping[str, Any]) -> Process:
         file = host.tmp / "tapotun.json"
         file.touch(mode=0o600)
@@ -234,6 +237,18 @@ class Tapotun(Variant):
         if self.client_end is not None:
             self.client_end.stop()
             self.client_end = None
+
+
+class TapotunTap(Tapotun):
+    """The same with TAP interfaces, which have the addresses that the TUN interfaces have, and no bridge."""
+
+    name = "tap"
+
+    def _config(self) -> dict[str, Any]:
+        config = super()._config() | {"device": "tap"}
+        for client in config["clients"]:
+            del client["routes"]  # the server routes no Ethernet frames
+        return config
 
 
 class TapotunTls(Tapotun):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
+from tapotun_trio.datapath.plane import VARIABLE
 from tapotun_trio.host.process.privileges import raise_fd_limit
 from tests.harness import Lab, missing, no_leaks, take_signals
 
@@ -64,6 +65,15 @@ def _own_network_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with no_leaks(None):
         yield
+
+
+@pytest.fixture(params=["off", "auto"], ids=["pure", "plane"])
+def each_plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test twice: without a plane, and with the native one, if it is built.
+
+    The daemons of a `lab` get it by their environment, the interfaces of a unit test by `support.running`.
+    """
+    monkeypatch.setenv(VARIABLE, request.param)
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from typing import Final, TypeVar
 
 import trio
 
-from tapotun_trio.errors import HostError
+from tapotun_trio.errors import HostError, MissingBridgeError
 from tapotun_trio.families import IPAddress, IPInterface, IPNetwork, is_within
 from tapotun_trio.host.interfaces import Change, InterfaceChange
 from tapotun_trio.host.items import (
     AttachedNetwork,
+    BridgeAddress,
+    BridgePort,
     CurrentRoute,
     HostRoute,
     Item,
@@ -46,6 +48,9 @@ class MemoryDevice:
         self.writable = True
         self.refuses = False  # as the kernel does while the link is down
         self.closed = False
+        self.mac: bytes | None = None  # of a TAP device
+        self.is_port = False
+        self.carrier = True
         self.fault: Exception | None = None  # raised at the program's next wait for a frame
         self._changed = trio.Event()
 
@@ -94,6 +99,17 @@ class MemoryDevice:
     def write_parts(self, parts: Sequence[memoryview | bytes], /) -> bool | None:
         return self.write(b"".join(parts))
 
+    def set_carrier(self, *, up: bool) -> None:
+        self._check()
+        if self.mac is not None:
+            self.carrier = up
+            self._notify()
+
+    async def wait_carrier(self, *, up: bool) -> None:
+        with trio.fail_after(HANG_S):
+            while self.carrier != up:
+                await self._changed.wait()
+
     async def wait_readable(self) -> None:
         await trio.lowlevel.checkpoint()
         if self.fault is not None:
@@ -115,6 +131,9 @@ class MemoryDevice:
         self.inbound.append(vnet + packet)
         self._notify()
 
+    def close(self) -> None:
+        self.closed = True
+
     def set_writable(self, writable: bool) -> None:
         self.writable = writable
         self._notify()
@@ -125,6 +144,17 @@ class MemoryDevice:
             while not self.outbound:
                 await self._changed.wait()
         return self.outbound.popleft()
+
+    @property
+    def unread(self) -> bool:
+        """Whether the program has not read everything yet."""
+        return bool(self.inbound)
+
+    def take(self) -> list[bytes]:
+        """All that the program wrote and nobody has received."""
+        frames = list(self.outbound)
+        self.outbound.clear()
+        return frames
 
     async def receive_packet(self) -> bytes:
         return (await self.receive())[len(PLAIN_VNET) :]
@@ -174,8 +204,13 @@ class MemoryNetwork:
 
     async def add(self, name: str, items: Sequence[Item]) -> None:
         refused: dict[Item, str] = {}
+        bridgeless: list[MissingBridgeError] = []
         for item in items:
             await trio.lowlevel.checkpoint()
+            if isinstance(item, (BridgePort, BridgeAddress)) and item.bridge in self._host.missing_bridges:
+                bridgeless.append(MissingBridgeError(f"there is no bridge {item.bridge}"))
+                refused[item] = str(bridgeless[-1])
+                continue
             if item in self._host.refused:
                 refused[item] = f"{item}: refused"
                 continue
@@ -189,7 +224,8 @@ class MemoryNetwork:
             if isinstance(item, Rule) and item.version == 4:
                 self._host.strict.discard(name)
         if refused:
-            raise ItemsRefused(refused)
+            is_all = bridgeless and len(bridgeless) == len(refused)
+            raise ItemsRefused(refused, missing_bridge=bridgeless[0] if is_all else None)
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         for item in items:
@@ -233,7 +269,16 @@ class MemoryNetwork:
         await trio.lowlevel.checkpoint()
         return frozenset(self._host.machine)
 
+    async def bridge_addresses(self, name: str, bridge: str) -> frozenset[IPAddress] | None:
+        await trio.lowlevel.checkpoint()
+        found = self._host.addresses.get(bridge)
+        return None if found is None else frozenset(found)
+
     async def remove_left_over(self) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+    async def remove_left_over_bridges(self, name: str, kept: str | None) -> list[str]:
         await trio.lowlevel.checkpoint()
         return []
 
@@ -258,12 +303,15 @@ class MemoryName:
 class MemoryHost:
     """host.ports.Host. A test sees every device that was opened, and every item that stands."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_device: Callable[[str, int], MemoryDevice] = MemoryDevice) -> None:
+        """``make_device``: from a name and a number of queues."""
+        self._make_device = make_device
         self.devices: dict[str, MemoryDevice] = {}
         self.mtus: dict[str, int] = {}
         self.strict: set[str] = set()  # interfaces with a strict reverse path filter
         self.standing: dict[str, list[Item]] = {}
         self.refused: set[Item] = set()
+        self.missing_bridges: set[str] = set()
         self.ways: dict[IPAddress, NextHop] = {}  # without our interfaces
         self.ways_fail = False
         self.led_into: set[IPAddress] = set()
@@ -275,6 +323,8 @@ class MemoryHost:
         self.taken: dict[str, str] = {}  # names that somebody else has: why they are refused
         self.doubt: str | None = None
         self.ipv6 = True
+        self.macs: dict[str, bytes] = {}
+        self.addresses: dict[str, set[IPAddress]] = {}  # of interfaces that are not ours
         self._opened = trio.Event()
         self._watching: list[trio.MemorySendChannel[Change]] = []
         self._watching_links: dict[int, list[trio.MemorySendChannel[InterfaceChange]]] = {}
@@ -286,6 +336,9 @@ class MemoryHost:
 
     def has_ipv6(self, name: str) -> bool:
         return self.ipv6
+
+    def mac_of(self, name: str) -> bytes | None:
+        return self.macs.get(name)
 
     @asynccontextmanager
     async def own_name(self, name: str) -> AsyncIterator[MemoryName]:
@@ -302,15 +355,18 @@ class MemoryHost:
             self.owned.remove(name)
 
     @contextmanager
-    def open_device(self, name: str, queues: int = 1) -> Iterator[MemoryDevice]:
+    def open_device(
+        self, name: str, queues: int = 1, mac: bytes | None = None, *, is_port: bool = False
+    ) -> Iterator[MemoryDevice]:
         assert name in self.owned
-        device = self.devices[name] = MemoryDevice(name, queues)
+        device = self.devices[name] = self._make_device(name, queues)
+        device.mac, device.carrier, device.is_port = mac, mac is None, is_port
         self._opened.set()
         self._opened = trio.Event()
         try:
             yield device
         finally:
-            device.closed = True
+            device.close()
             del self.devices[name]
 
     @asynccontextmanager

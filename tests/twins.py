@@ -8,8 +8,9 @@ multicast, broadcast) lose their meaning, so tests of those need texts of their 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pytest
 
@@ -19,6 +20,10 @@ FAMILIES: Final = (4, 6)
 _START: Final = IPv6Address("fd00::")
 _MORE_BITS: Final = 96  # an IPv6 address is this much longer
 _IPV4: Final = re.compile(r"(\d+\.\d+\.\d+\.\d+)(/\d+)?|(?<=beyond /)(\d+)")
+
+
+Family: TypeAlias = Callable[[Any], Any]
+"""What `both_families` hands to a test: makes the text, tuple or JSON of this family from one of IPv4."""
 
 
 def as_ipv6(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """`make screenshots`: the pictures of the panel in docs/panel.md, of a real server with real clients and traffic.
 
-A hub has an office's laptop, a branch behind 20 Mbit/s that fills its line, and another branch; the rest of its
-clients are away.
+A hub of both families has an office's laptop, a branch behind 20 Mbit/s that fills its line, and another branch, which
+has IPv4 only; the rest of its clients are away.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ MINUTES: Final = 3.0
 PHONE: Final = (390, 844)
 LINE: Final = "tbf rate 20mbit burst 16kb limit 128kb"
 
-# Name, its end of a cable, the hub's end, its address in the tunnel.
+NETS: Final = [f"{TUNNEL_SERVER}/24", "fd5c:7e1a:93b2::1/64"]
+
+# Name, its end of a cable, the hub's end, its addresses in the tunnel.
 SITES: Final = (
-    ("laptop", "192.0.2.2", SERVER, "10.10.0.2"),
-    ("branch-berlin", "198.51.100.2", "198.51.100.1", "10.10.0.10"),
-    ("branch-lyon", "203.0.113.2", "203.0.113.1", "10.10.0.11"),
+    ("laptop", "192.0.2.2", SERVER, ["10.10.0.2", "fd5c:7e1a:93b2::2"]),
+    ("branch-berlin", "198.51.100.2", "198.51.100.1", ["10.10.0.10", "fd5c:7e1a:93b2::10"]),
+    ("branch-lyon", "203.0.113.2", "203.0.113.1", ["10.10.0.11"]),
 )
 
 
@@ -48,13 +50,14 @@ def hub(lab: Lab) -> Iterator[Browser]:
         lab.link(server, f"{ours}/24", hosts[name], f"{address}/24")
     for host, interface in ((server, "eth1"), (hosts["branch-berlin"], "eth0")):
         host.run(f"tc qdisc add dev {interface} root {LINE}".split())
-    routes = {"branch-berlin": ["10.60.0.0/24", "10.61.0.0/24"], "branch-lyon": ["10.70.0.0/24"]}
-    clients = [allowed(name, ip, routes=routes.get(name, [])) for name, _, _, ip in SITES]
-    clients += [allowed("phone", "10.10.0.3"), allowed("tablet", "10.10.0.4")]
+    routes = {"branch-berlin": ["10.60.0.0/24", "fd5c:7e1a:93b2:60::/64"], "branch-lyon": ["10.70.0.0/24"]}
+    clients = [{**allowed(name, routes=routes.get(name, [])), "ip": ips} for name, _, _, ips in SITES]
+    phone = {**allowed("phone"), "ip": ["10.10.0.3", "fd5c:7e1a:93b2::3"]}
+    clients += [phone, allowed("tablet", "10.10.0.4")]
     listen = [ours for _, _, ours, _ in SITES]
     inside = "/run/hub.json"  # of the hub's own /run: pictures show no temporary name
     file = Path(f"/proc/{server.pid}/root{inside}")
-    write_config(file, server_config(*clients[:-1], name="corp0", listen=listen, keepalive=1))
+    write_config(file, server_config(*clients[:-1], net=NETS, name="corp0", listen=listen, keepalive=1))
     with ExitStack() as stack:
         daemon = stack.enter_context(running(server, inside, "--name", "hub"))
         for name, _, ours, _ in SITES:
@@ -74,7 +77,8 @@ def hub(lab: Lab) -> Iterator[Browser]:
         # Something for each part of the page.
         for _ in range(3):
             hosts["laptop"].run(["curl", "-s", "-H", "x-api-key: wrong", f"http://{SERVER}:8080/ip"])
-        write_config(file, server_config(*clients, name="corp0", listen=listen, keepalive=1, ips=["10.10.0.254"]))
+        more = {"keepalive": 1, "ips": ["10.10.0.254", "fd5c:7e1a:93b2::fe"]}
+        write_config(file, server_config(*clients, net=NETS, name="corp0", listen=listen, **more))
         window.click("#reload-button")
         window.click("#reload-apply")
         window.wait_for_text("#reload-text", "Done")

@@ -34,6 +34,8 @@ def main() -> int:
         parser.error(f"no tool {', '.join(unknown)}; there are {', '.join(TOOLS)}")
     stay_on(args.cores)
     try:
+        if args.markdown is not None:
+            document.check(args.markdown, "bench-compare")  # not after seven minutes
         found = compare(args.rounds, args.seconds, names, lambda said: print(said, flush=True), args.load_congestion)
         printed = text(found)
         args.out.mkdir(parents=True, exist_ok=True)

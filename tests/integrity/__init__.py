@@ -208,7 +208,8 @@ class CheckedUdp(_Pair):
 
         def complete() -> bool:
             a, b = self.a.live, self.b.live
-            return a.received == b.sent and b.received == a.sent
+            # One that has not yet obeyed may send another when all that was sent so far has come.
+            return a.silent and b.silent and a.received == b.sent and b.received == a.sent
 
         with suppress(WaitError):  # then some are lost, and the account says how many
             wait_until(complete, SETTLE_S, "the last packets")

@@ -82,8 +82,10 @@ def run_udp(args: argparse.Namespace, live: Live, orders: Orders) -> None:
     due_ns = time.monotonic_ns()
     while not orders.done.is_set():
         now_ns = time.monotonic_ns()
-        if orders.silent.is_set():
+        silent = orders.silent.is_set()
+        if silent:
             due_ns = now_ns + 10_000_000
+        cells[5] = silent
         due_ns = max(due_ns, now_ns - _LONGEST_BURST * pause_ns)
         while due_ns <= now_ns:
             due_ns += pause_ns

@@ -5,12 +5,12 @@ from __future__ import annotations
 import mmap
 from typing import Final
 
-_FIELDS: Final = 5
+_FIELDS: Final = 6
 LIVE_BYTES: Final = 8 * _FIELDS
 
 
 class Live:
-    """Five numbers. One process writes, any may read; a number is never seen half written."""
+    """Six numbers. One process writes, any may read; a number is never seen half written."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         """`memory` has `LIVE_BYTES`."""
@@ -40,6 +40,11 @@ class Live:
     def newest_arrived_ns(self) -> int:
         """When it came."""
         return self.cells[4]
+
+    @property
+    def silent(self) -> bool:
+        """It has obeyed the order to send no more, so that `sent` stays as it is. Over UDP only."""
+        return bool(self.cells[5])
 
     def __str__(self) -> str:
         return f"{self.sent} sent, {self.received} received, {self.unsent} could not be sent"
