@@ -73,7 +73,7 @@ def _received(pieces: list[bytes]) -> tuple[bytes, str]:
     ours, far = socket.socketpair()
     data, into = bytearray(), memoryview(bytearray(20_000))
     with ours, far:
-        connection = RecordConnection(ours, "server", _CONTEXT, "h", None)
+        connection = RecordConnection(ours, "server", _CONTEXT, b"h", None)
         secret = _SECRET.hex().encode()
         connection._records, connection._finished, connection._shown = PUMP.Tls(0x1301, secret, secret), True, -1
         try:

@@ -74,8 +74,7 @@ def _read_task() -> Task:
 
 
 def _fetch(given: Task) -> answers.Answer:
-    import encodings.idna  # noqa: F401 - this and others would be imported at first use
-    import traceback  # noqa: F401
+    import traceback  # noqa: F401 - this and others would be imported at first use
 
     import trio
 

@@ -35,6 +35,45 @@ def test_it_is_not_loaded_to_run_a_tunnel(module: str) -> None:
     assert run(f"{RUN}print({module!r} in sys.modules)") == "False"
 
 
+def test_no_network_loads_multiprocessing() -> None:
+    """pyroute2 imports it: `light_pyroute2`."""
+    code = f"{RUN}import tapotun_trio.host.netlink.network\n"
+    names = "'multiprocessing', 'multiprocessing.context', 'pyroute2.config'"
+    assert run(f"{code}print([name in sys.modules for name in ({names})])") == "[False, False, True]"
+
+
+def test_it_is_there_for_who_has_loaded_it_before() -> None:
+    code = "import multiprocessing, sys; import tapotun_trio.host.netlink.network; import pyroute2.config as config"
+    says = "print(sys.modules['multiprocessing'] is multiprocessing, config.MpPipe == multiprocessing.Pipe)"
+    assert run(f"{code}; {says}") == "True True"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "nothing.invalid"])
+def test_no_codec_is_loaded_to_resolve_a_host(host: str) -> None:
+    code = f"""
+import contextlib, sys, trio
+from tapotun_trio.errors import PeerError
+from tapotun_trio.host.net.resolver import Resolver
+with contextlib.suppress(PeerError):
+    trio.run(Resolver().resolve, {host!r}, 80)
+print("encodings.idna" in sys.modules)
+"""
+    assert run(code) == "False"
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_no_codec_is_loaded_to_name_a_server_of_tls(native: bool) -> None:
+    code = f"""
+import socket, sys
+from tapotun_trio.config.model import TlsConfig
+from tapotun_trio.host.net import tls, tls_records
+tls_records.wanted = lambda context: {native}
+connection = tls.TlsClient(TlsConfig(insecure=True))._wrap(socket.socket(), "peer", "vpn.example.com", None)
+print(connection._tls.server_hostname, "encodings.idna" in sys.modules)
+"""
+    assert run(code) == "vpn.example.com False"
+
+
 @pytest.mark.parametrize(("kind", "other"), [("server", "client"), ("client", "server")])
 def test_a_server_loads_no_client_and_a_client_no_server(kind: str, other: str) -> None:
     code = f"""{RUN}

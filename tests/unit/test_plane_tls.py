@@ -66,7 +66,7 @@ async def running_plane() -> AsyncIterator[planes.Plane]:
 def connected(suite: int, sock: socket.socket, **options: int) -> tuple[RecordConnection, Direction, Reader]:
     """A connection behind its handshake; what the other end sends by, and reads by."""
     tls, sends, receives = ends(suite, **options)
-    connection = RecordConnection(sock, "server", client_context(TlsConfig(insecure=True)), "h", None)
+    connection = RecordConnection(sock, "server", client_context(TlsConfig(insecure=True)), b"h", None)
     connection._records, connection._finished, connection._shown = tls, True, -1
     return connection, sends, Reader(receives)
 

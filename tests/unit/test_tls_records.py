@@ -324,7 +324,7 @@ class Pair:
         self.far.settimeout(5)
         self.tls, self.sends, receives = ends(suite, **options)
         self.reader = Reader(receives)
-        self.connection = RecordConnection(ours, "server", client_context(TlsConfig(insecure=True)), "h", None)
+        self.connection = RecordConnection(ours, "server", client_context(TlsConfig(insecure=True)), b"h", None)
         self.connection._records, self.connection._finished = self.tls, True
         self.connection._shown = -1  # OpenSSL has done no handshake here, so it is shown nothing
 

@@ -141,7 +141,7 @@ class RecordConnection(TlsConnection):
     )
 
     def __init__(
-        self, sock: socket.socket, name: str, context: ssl.SSLContext, host: str, session: ssl.SSLSession | None
+        self, sock: socket.socket, name: str, context: ssl.SSLContext, host: bytes, session: ssl.SSLSession | None
     ) -> None:
         """Raises OSError as `ssl.SSLContext.wrap_bio` does, and if there is no memory."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
