@@ -5,6 +5,7 @@ Each has three machines of its own with the same addresses. `start` brings both 
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 import trustme
 
+import tapotun_trio
 from tests.harness import Host, Lab, Process, WaitError, wait_until
 
 from .errors import BenchError
@@ -84,10 +86,16 @@ http {{
 
 
 def installed() -> Path:
-    """The program as a user has it, in the directory of the interpreter that runs this. Raises BenchError."""
+    """The program as a user has it, in the directory of the interpreter that runs this. Raises BenchError.
+
+    A user's has compiled modules: pip and the deb make them. An editable installation would make them at its first run,
+    but not where PYTHONDONTWRITEBYTECODE is set. To compile at each start takes as long as the rest of it, and 1.5 MB.
+    """
     program = Path(sys.executable).with_name("tapotun")
     if not program.exists():
         raise BenchError(f"{program} is not there: `make venv` installs it")
+    if not compileall.compile_dir(Path(tapotun_trio.__file__).parent, quiet=1):
+        raise BenchError("the program's modules cannot be compiled: may this user write beside them?")
     return program
 
 

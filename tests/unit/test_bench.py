@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
 from collections import Counter
@@ -46,7 +47,7 @@ from bench.scaling.reloads import config_of, largest_gap_ms
 from bench.search import LOSS, Probe, lossless_rate
 from bench.stats import Spread, jain, paired, percentile
 from bench.targets import Verdict, further, verdicts
-from bench.variants import echo_request
+from bench.variants import echo_request, installed
 from tapotun_trio.config.diff import changes
 from tapotun_trio.config.load import check_content
 from tests.harness import ROOT, CommandError
@@ -753,3 +754,12 @@ def test_the_configs_of_the_reloads_are_valid_and_differ_as_they_say() -> None:
     assert len(come.lines) == 480
     [one] = changes(many.interfaces, changed.interfaces)
     assert one.lines == ("tun0 c0: routes changed (+192.168.77.0/24)",)
+
+
+def test_the_program_is_compiled_as_a_users_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever the environment says of writing: else each start compiles the program."""
+    monkeypatch.setattr("sys.pycache_prefix", str(tmp_path))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    modules = sorted((ROOT / "tapotun_trio").rglob("*.py"))
+    assert installed().name == "tapotun"
+    assert [module for module in modules if not Path(importlib.util.cache_from_source(str(module))).exists()] == []
