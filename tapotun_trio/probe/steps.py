@@ -417,7 +417,7 @@ class _Steps:
             self._http.device = _device(agreed)
 
     @property
-    def _hindrance(self) -> str:
+    def _untestable_reason(self) -> str:
         """Why limits on silence and age cannot be measured with a GET and a PUT; empty: they can."""
         measured = self._measured
         if "held-back" in (measured.upload.state, measured.download.state):
@@ -426,8 +426,8 @@ class _Steps:
 
     async def _idle(self) -> None:
         measured = self._measured
-        if not self._idle_limit_s or (hindrance := self._hindrance):
-            cause = hindrance if self._idle_limit_s else "--idle-limit 0"
+        if not self._idle_limit_s or (reason := self._untestable_reason):
+            cause = reason if self._idle_limit_s else "--idle-limit 0"
             measured.not_tested.append(f"idle timeouts: {cause}")
             return
         # The probe acts as a base client here, because a server sends nothing to a base client for 55 s.
@@ -459,9 +459,9 @@ class _Steps:
         if idle is not None:
             ended += [idle.download_s, idle.upload_s]
         limit_s = max([self._age_limit_s, *(BEYOND * at_s + BEYOND_S for at_s in ended if at_s is not None)])
-        hindrance = self._hindrance or ("" if self._http.server == "extended" else "a base server")
-        if not limit_s or hindrance:
-            cause = hindrance if limit_s else "--age-limit 0"
+        reason = self._untestable_reason or ("" if self._http.server == "extended" else "a base server")
+        if not limit_s or reason:
+            cause = reason if limit_s else "--age-limit 0"
             measured.not_tested.append(f"limits on the age of a stream: {cause}")
             return
         self._features = control.SUPPORTED
