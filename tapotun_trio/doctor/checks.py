@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias
 
 from ..config.model import (
     AdminConfig,
-    Bridge,
     ClientConfig,
     InterfaceConfig,
     ServerConfig,
@@ -23,7 +22,7 @@ from ..families import IPNetwork
 from ..host.network_managers import KINDS, Kind, remedy
 from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from ..status.render import conflict_text, left_out_text
-from ..text import interface_setting
+from ..text import interface_setting, listed
 from .machine import LinuxBridge, Machine, Route
 
 Severity: TypeAlias = Literal["ok", "note", "warning", "failure"]
@@ -301,42 +300,57 @@ def _may_carry(config: InterfaceConfig, version: int) -> bool:
 
 def _bridges(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
     """Check the bridges that interfaces have to be ports of."""
-    wanted = [(config, config.bridge) for config in configs if config.bridge is not None]
-    made = {bridge.name for _, bridge in wanted if bridge.create}
-    found = [problem for config, bridge in wanted for problem in _bridge(machine, config, bridge, made)]
-    found += _bridge_filters(machine, list(dict.fromkeys(bridge.name for _, bridge in wanted)))
+    members: dict[str, list[InterfaceConfig]] = {}
+    for config in configs:
+        if config.bridge is not None:
+            members.setdefault(config.bridge.name, []).append(config)
+    found = [problem for name, ports in members.items() for problem in _bridge(machine, name, ports)]
+    found += _bridge_filters(machine, list(members))
     yield from found
-    if wanted and not found:
+    if members and not found:
         yield Finding("ok", "bridge", "nothing prevents the interfaces from being ports of their bridges")
 
 
-def _bridge(machine: Machine, config: InterfaceConfig, bridge: Bridge, made: Collection[str]) -> Iterator[Finding]:
-    """``made``: the names of bridges that interfaces of the config make."""
-    there, name = machine.bridges.get(bridge.name), bridge.name
+def _bridge(machine: Machine, name: str, members: Sequence[InterfaceConfig]) -> Iterator[Finding]:
+    """``members``: those that have to be ports of the bridge ``name``."""
+    there = machine.bridges.get(name)
     taken = there is None and bool(machine.interfaces.get(name))
-    if bridge.create:
+    makers = [config for config in members if config.bridge is not None and config.bridge.create]
+    users = listed([config.name for config in members if config not in makers])
+    for maker in makers:
         if taken:
-            text = f"{config.name} has to make the bridge {name}, and there is an interface {name} that is no bridge"
+            text = f"{maker.name} has to make the bridge {name}, and there is an interface {name} that is no bridge"
             yield Finding("failure", "bridge", text, "choose another name for the bridge")
         elif there is not None and not _is_ours(there):
-            text = f"{config.name} has to make the bridge {name}, and there is one already that another program made"
+            text = f"{maker.name} has to make the bridge {name}, and there is one already that another program made"
             yield Finding("failure", "bridge", text, 'set "create" to false to use it, or choose another name')
-    elif taken:
-        text = f"{config.name} has to be a port of {name}, which is no bridge"
+    if users and taken:
+        text = f"bridge {name} of {users} is no bridge, but another interface"
         yield Finding("failure", "bridge", text, 'write the name of a bridge into "bridge"')
-    elif there is None and name not in machine.interfaces and name not in made and machine.interfaces:
-        text = f"{config.name} has to be a port of bridge {name}, which does not exist"
+    elif users and there is None and name not in machine.interfaces and not makers and machine.interfaces:
+        text = f"bridge {name} of {users} does not exist"
         yield Finding("failure", "bridge", text, f'ip link add {name} up type bridge, or "create": true in "bridge"')
     if there is None:
         return
-    if not bridge.create and not there.is_up:
-        text = f"bridge {name} is down, so nothing passes between {config.name} and its other ports"
+    if users and not makers and not there.is_up:
+        text = f"bridge {name} is down, so nothing passes between {users} and its other ports"
         yield Finding("warning", "bridge", text, f"ip link set {name} up")
-    mtu = config.mtu if isinstance(config, ServerConfig) else machine.interfaces.get(config.name, 0)
-    mtus = {port: machine.interfaces.get(port, 0) for port in there.ports if port != config.name}
-    if mtu and (different := [f"{port} {value}" for port, value in mtus.items() if value not in (0, mtu)]):
+    yield from _port_mtus(machine, name, members, there)
+
+
+def _port_mtus(
+    machine: Machine, name: str, members: Sequence[InterfaceConfig], bridge: LinuxBridge
+) -> Iterator[Finding]:
+    own = {
+        config.name: config.mtu if isinstance(config, ServerConfig) else machine.interfaces.get(config.name, 0)
+        for config in members
+    }
+    known = {port: mtu for port, mtu in own.items() if mtu}
+    others = {port: machine.interfaces.get(port, 0) for port in bridge.ports if port not in own}
+    mtus = known | {port: mtu for port, mtu in others.items() if mtu and mtu not in known.values()}
+    if known and len(set(mtus.values())) > 1:
         text = f"ports of bridge {name} differ in their MTU, and frames that are larger than that of the port by which "
-        text += f"they leave are dropped: {config.name} has {mtu}, {', '.join(different)}"
+        text += f"they leave are dropped: {listed([f'{port} has {mtu}' for port, mtu in mtus.items()])}"
         yield Finding("warning", "bridge", text, "give all of them the same MTU")
 
 

@@ -54,14 +54,14 @@ def about_bridges(machine: Machine, *configs: InterfaceConfig) -> list[Finding]:
     ("machine", "config", "severity", "words"),
     [
         (HEALTHY, TAP, "failure",
-         'tap0 has to be a port of bridge br0, which does not exist; ip link add br0 up type bridge, or "create"'),
-        (HEALTHY, CLIENT, "failure", "tap2 has to be a port of bridge br0, which does not exist"),
+         'bridge br0 of tap0 does not exist; ip link add br0 up type bridge, or "create"'),
+        (HEALTHY, CLIENT, "failure", "bridge br0 of tap2 does not exist"),
         (BRIDGED, TAP, "ok", "nothing prevents"),
         (BRIDGED, CLIENT, "ok", "nothing prevents"),
         (DOWN, TAP, "warning", "so nothing passes between tap0 and its other ports; ip link set br0 up"),
         (DOWN, CLIENT, "warning", "bridge br0 is down, so nothing passes between tap2"),
         (replace(HEALTHY, interfaces={"br0": 1500}), TAP, "failure",
-         "tap0 has to be a port of br0, which is no bridge"),
+         "bridge br0 of tap0 is no bridge, but another interface"),
         (replace(HEALTHY, interfaces={"br0": 0}), TAP, "ok", "nothing prevents"),  # not known
         (replace(HEALTHY, interfaces={}), TAP, "ok", "nothing prevents"),  # not known
         (HEALTHY, MAKER, "ok", "nothing prevents"),
@@ -73,16 +73,35 @@ def about_bridges(machine: Machine, *configs: InterfaceConfig) -> list[Finding]:
         (with_ports("", 116), MAKER, "ok", "nothing prevents"),
         (replace(HEALTHY, interfaces={"br0": 1500}), MAKER, "failure", "there is an interface br0 that is no bridge"),
         (with_ports(eth1=1500, eth2=9000, eth3=1400, tap0=1280, eth4=0), TAP, "warning",
-         "tap0 has 1500, eth2 9000, eth3 1400; give all of them the same MTU"),
+         "dropped: tap0 has 1500, eth2 has 9000, eth3 has 1400; give all of them the same MTU"),
         (with_ports(eth1=9000), replace(TAP, mtu=9000), "ok", "nothing prevents"),
         (with_ports(eth1=9000), CLIENT, "ok", "nothing prevents"),  # the server decides
-        (with_ports(eth1=9000, tap2=1400), CLIENT, "warning", "tap2 has 1400, eth1 9000"),
+        (with_ports(eth1=9000, tap2=1400), CLIENT, "warning", "tap2 has 1400, eth1 has 9000"),
     ],
 )  # fmt: skip
 def test_bridges(machine: Machine, config: InterfaceConfig, severity: str, words: str) -> None:
     [found] = about_bridges(machine, config)
     assert found.severity == severity
     assert words in f"{found.text}; {found.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("machine", "severity", "text"),
+    [
+        (HEALTHY, "failure", "bridge br0 of tap0, tap2 does not exist"),
+        (DOWN, "warning", "bridge br0 is down, so nothing passes between tap0, tap2 and its other ports"),
+        (replace(HEALTHY, interfaces={"br0": 1500}), "failure",
+         "bridge br0 of tap0, tap2 is no bridge, but another interface"),
+        (with_ports(eth1=9000, tap2=1500), "warning", "tap0 has 1500, tap2 has 1500, eth1 has 9000"),
+        (with_ports(eth1=1500, tap2=1400), "warning", "tap0 has 1500, tap2 has 1400"),
+        (with_ports(eth1=1400, tap2=1500, tap0=1280), "warning", "tap0 has 1500, tap2 has 1500, eth1 has 1400"),
+        (with_ports(eth1=1500, tap2=1500), "ok", "nothing prevents"),
+    ],
+)  # fmt: skip
+def test_two_interfaces_in_one_bridge_are_one_line(machine: Machine, severity: str, text: str) -> None:
+    [found] = about_bridges(machine, TAP, CLIENT)
+    assert found.severity == severity
+    assert text in found.text
 
 
 def test_one_interface_makes_the_bridge_of_another() -> None:
