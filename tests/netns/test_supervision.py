@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from tests.harness import Host, Lab, Process, command, ping, wait_until
 from tests.harness.daemon import ROOT
 
 from .ordinary import PLAIN, add_user, open_to_everybody
-from .topologies import CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config
+from .topologies import CLIENT, TUNNEL_SERVER, UPLOADING, cable, client_config, running, server_config, token
 
 pytestmark = pytest.mark.netns
 
@@ -30,6 +31,14 @@ NOBODY: Final = 65534
 SERVICE_UID: Final = 4810  # of the user tapotun, as whom the services run
 NET_ADMIN: Final = 1 << 12
 DAC_READ_SEARCH: Final = 1 << 2
+SEGMENT: Final = {
+    "name": "seg0",
+    "device": "tap",
+    "listen": "127.0.0.1",
+    "port": 8081,
+    "bridge": {"name": "br0", "create": True},
+    "clients": [{"name": "branch", "token": hashlib.sha1(token("branch").encode()).hexdigest()}],
+}
 
 
 class Service:
@@ -79,18 +88,24 @@ def user_of(host: Host, pid: str) -> str:
     return host.run(["stat", "-c", "%U", f"/proc/{pid}/task"]).stdout.strip()
 
 
+def has_segment(host: Host) -> bool:
+    """Whether the TAP interface is a port of its bridge."""
+    return " seg0: " in interfaces(host) and host.ip("link show seg0")[0].get("master") == "br0"
+
+
 def interfaces(host: Host) -> str:
     return host.run(["ip", "-o", "link", "show"]).stdout
 
 
 def test_s6(lab: Lab) -> None:
     server, client = cable(lab)
-    service = Service(server, "s6", server_config())
+    service = Service(server, "s6", server_config(), SEGMENT)
     root = service.directory.parent
     with server.start(["s6-svscan", root], env=service.env) as scan:
         until(lambda: (service.directory / "supervise" / "status").exists(), "s6-supervise", scan.tail)
         service.ask("s6-svwait", "-U", "-t", "30000", service.directory)  # ready, by the notification descriptor
         assert "tun0" in interfaces(server)
+        assert has_segment(server)
         with running(client, client_config(), until=UPLOADING):
             assert ping(client, TUNNEL_SERVER).ok
             # It is killed, and comes back by itself.
@@ -102,6 +117,7 @@ def test_s6(lab: Lab) -> None:
             service.wait_for_log("started: tun0", 2)
             service.ask("s6-svwait", "-U", "-t", "30000", service.directory)
             until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, "the tunnel", scan.tail)
+            until(lambda: has_segment(server), "the segment", scan.tail)
         service.ask("s6-svc", "-h", service.directory)
         service.wait_for_log("reload: the config has not changed")
         # The log is rotated when it is told to, and goes on.
@@ -119,19 +135,20 @@ def test_s6(lab: Lab) -> None:
             lambda: service.ask("s6-svstat", service.directory).stdout,
         )
         assert len(re.findall(r"\[0\]\.net: ", service.log())) == 1
-        service.write(server_config())
+        service.write(server_config(), SEGMENT)
         service.ask("s6-svc", "-u", service.directory)
         service.ask("s6-svwait", "-U", "-t", "30000", service.directory)
         # And down it leaves nothing.
+        assert has_segment(server)
         service.ask("s6-svc", "-wD", "-T", "30000", "-d", service.directory)
-        assert "tun0" not in interfaces(server)
+        assert not re.search(r" (tun0|seg0|br0): ", interfaces(server))
         service.wait_for_log("stopped")
         scan.stop(PATIENCE_S)
 
 
 def test_runit(lab: Lab) -> None:
     server, client = cable(lab)
-    service = Service(server, "runit", server_config())
+    service = Service(server, "runit", server_config(), SEGMENT)
     root = service.directory.parent
     sv = ["sv", "-w", "30"]
     with server.start(["runsvdir", "-P", root], env=service.env) as scan:
@@ -139,6 +156,7 @@ def test_runit(lab: Lab) -> None:
         # Not `sv check` yet, which is content with a service that has no process so far.
         service.ask(*sv, "start", service.directory)  # its file `check`: every interface is up
         assert "tun0" in interfaces(server)
+        assert has_segment(server)
         with running(client, client_config(), until=UPLOADING):
             assert ping(client, TUNNEL_SERVER).ok
             pid = (service.directory / "supervise" / "pid").read_text(encoding="ascii").strip()
@@ -149,6 +167,7 @@ def test_runit(lab: Lab) -> None:
             service.wait_for_log("started: tun0", 2)
             service.ask(*sv, "check", service.directory)
             until(lambda: ping(client, TUNNEL_SERVER, count=1).ok, "the tunnel", scan.tail)
+            until(lambda: has_segment(server), "the segment", scan.tail)
         service.ask("sv", "hup", service.directory)
         service.wait_for_log("reload: the config has not changed")
         service.ask("sv", "alarm", service.directory / "log")  # svlogd rotates
@@ -162,10 +181,11 @@ def test_runit(lab: Lab) -> None:
             lambda: service.ask("sv", "status", service.directory, check=False).stdout,
         )
         assert len(re.findall(r"\[0\]\.net: ", service.log())) == 1
-        service.write(server_config())
+        service.write(server_config(), SEGMENT)
         service.ask(*sv, "start", service.directory)
+        assert has_segment(server)
         service.ask(*sv, "stop", service.directory)
-        assert "tun0" not in interfaces(server)
+        assert not re.search(r" (tun0|seg0|br0): ", interfaces(server))
         scan.signal(signal.SIGHUP)  # which stops everything below it
         assert scan.wait(PATIENCE_S) == 111
 
