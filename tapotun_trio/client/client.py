@@ -248,8 +248,7 @@ class TunnelClient:
         return self._parameters.device
 
     async def wait_device_changed(self) -> None:
-        """Wait until the server's frames carry something else than `device`, for which this client has to be made anew.
-        Cancel-safe."""
+        """Wait until the server's frames carry something else than `device`: replace this client. Cancel-safe."""
         await self._parameters.device_changed.wait()
 
     def attach(self, writer: DeviceWriter, reconciler: Reconciler, set_carrier: SetCarrier | None = None) -> None:
@@ -606,9 +605,10 @@ class TunnelClient:
         """Called for each failure of a download or WebSocket, and of an attempt to open one (see `keep_streaming`)."""
         count_attempt(self.counters.ends, self._download, failure)
         self.path_mtu.stream_failed(failure)
+        known = self._parameters.device_changed.is_set()  # logged by the one who replaces this client
         if not is_over(self._download):  # only a replacement failed: the present stream and the uploads continue
             self._machine.fire(ClientEvent.REPLACEMENT_FAILED)
-            self.failure_log.log("download", failure, wait_s)
+            self.failure_log.log("download", failure, wait_s, known=known)
             return None
         self.peer_info.mark_disconnected()
         self._machine.fire(ClientEvent.LOST)
@@ -616,7 +616,7 @@ class TunnelClient:
         self._session_log.end(self._log, self._farewell or str(failure or "the server ended it"))
         if self._yields:
             return random.uniform(*TAKEOVER_RETRY_S)
-        self.failure_log.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s)
+        self.failure_log.log("WebSocket" if self.transport == "websocket" else "download", failure, wait_s, known=known)
         return None
 
     # -- uploads

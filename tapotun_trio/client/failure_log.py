@@ -34,14 +34,19 @@ class FailureLog:
         self._farewells = RateLimitedLog()
         self._bugs = Faults()
 
-    def log(self, stream: str, failure: PeerError | None, wait_s: float) -> None:
-        """The stream failed (None: the server ended it cleanly), and is tried again after ``wait_s`` seconds."""
+    def log(self, stream: str, failure: PeerError | None, wait_s: float, *, known: bool = False) -> None:
+        """The stream failed (None: the server ended it cleanly), and is tried again after ``wait_s`` seconds.
+
+        ``known``: the log has another line of it, at a level that people see.
+        """
         text = "ended by the server" if failure is None else str(failure)
         # A server or a proxy ends an upload in good order by answering it with 200 before its end.
         in_order = failure is None or failure.reason == EndReason.ENDED
         level = logging.INFO if in_order else logging.WARNING
         shortage = isinstance(failure, ShortageError)
         cause = "" if shortage else stream, _cause_of(failure)
+        if known:
+            level = logging.DEBUG
         if cause in self._known:
             level = logging.DEBUG
             del self._known[cause]  # to be added at the end

@@ -76,7 +76,7 @@ class InterfaceParameters:
     Attributes:
         device: what the frames carry; "tun" before the first answer.
         device_changed: set when the server's frames no longer carry what the device was made for, so that the interface
-            has to be made anew.
+            has to be replaced.
     """
 
     def __init__(
@@ -222,8 +222,7 @@ class InterfaceParameters:
         elif device != self.device:
             self.device_changed.set()
             carries = "Ethernet frames" if device == "tap" else "IP packets"
-            text = f"the server's interface carries {carries} now, so this one is made anew"
-            raise PeerError(text, reason=EndReason.OTHER_DEVICE)
+            raise PeerError(f"the server's interface carries {carries} now", reason=EndReason.OTHER_DEVICE)
 
     async def set_mark(self, mark: Mark | None) -> None:
         """Change the fwmark of policy routing (None: no mark). Raises HostError; the previous mark then stays in

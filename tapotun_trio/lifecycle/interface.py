@@ -17,7 +17,7 @@
           ├─ download             GET after GET, or a WebSocket
           ├─ path watch           replaces the streams when their address, their link or the route to the server changes
           └─ device               made when the server's first answer has given the address; if a later answer is that
-             │                    of another kind of interface, all of `run_client` begins anew
+             │                    of another kind of interface, the client and its device are replaced
              └─ nursery
                 ├─ device reader, device writer, reconciler    as above
                 ├─ transport guard    keeps the connections to the server out of the tunnel
@@ -168,7 +168,7 @@ def mac_of_server(config: ServerConfig) -> bytes | None:
 async def run_client(
     config: ClientConfig, host: Host, owned: OwnedName, record: Record, task_status: trio.TaskStatus[None]
 ) -> None:
-    """Run a client. If the server's interface becomes one of another kind, run it anew, with another device."""
+    """Run a client. If the server's interface becomes one of another kind, replace the client and its device."""
     log, pause, status = interface_logger(config.name), RestartPause(), _StartedOnce(task_status)
     while True:
         began = trio.current_time()
@@ -176,7 +176,8 @@ async def run_client(
             device = await _run_client_once(config, host, owned, record, status)
         record.health.set_degraded(None)  # what was missing was the old device's
         pause_s = pause.next_s(lived_s=trio.current_time() - began)
-        log.info("the server's interface is no %s interface any more; beginning anew in %.0f s", device, pause_s)
+        changed = "TAP instead of TUN" if device == "tun" else "TUN instead of TAP"
+        log.info("the server's interface is now %s; this one becomes the same in %.0f s", changed, pause_s)
         await trio.sleep(pause_s)
         assert isinstance(record.config, ClientConfig), "an interface of another kind is restarted"
         config = record.config  # a reload may have changed it
