@@ -229,11 +229,12 @@ class ServerConfig:
         path: the only URL path that is answered; None: every path that no other interface on the endpoint has.
         ingress: how connections are accepted at its endpoints.
         device: what its frames carry.
-        bridge, mac, isolate, arp_guard, bpdu, storm_limit: of a TAP interface only. ``mac``: of the interface; None:
-            one that stays the same is derived. ``isolate``: clients reach the server's side only. ``arp_guard``: a
-            client that has an ``ip`` may claim no other address by ARP or neighbour discovery, and no client an address
-            that is another one's or the server's. ``bpdu``: what becomes of frames to reserved addresses.
-            ``storm_limit``: how many frames per second of one client may be flooded.
+        bridge, mac, macs, isolate, arp_guard, bpdu, storm_limit: of a TAP interface only. ``mac``: of the interface;
+            None: one that stays the same is derived. ``macs``: those of machines on the server's side, which no client
+            may use. ``isolate``: clients reach the server's side only. ``arp_guard``: a client that has an ``ip`` may
+            claim no other address by ARP or neighbour discovery, and no client an address that is another one's or the
+            server's. ``bpdu``: what becomes of frames to reserved addresses. ``storm_limit``: how many frames per
+            second of one client may be flooded.
     """
 
     kind: ClassVar[Literal["server"]] = "server"
@@ -257,6 +258,7 @@ class ServerConfig:
     device: DeviceKind = "tun"
     bridge: Bridge | None = None
     mac: bytes | None = None
+    macs: tuple[bytes, ...] = ()
     isolate: bool = False
     arp_guard: bool = False
     bpdu: BpduMode = "drop"

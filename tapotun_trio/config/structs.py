@@ -224,6 +224,13 @@ class RawServer(RawInterface, kw_only=True, frozen=True, forbid_unknown_fields=T
     ] = 10.0
     bridge: BridgeOption | UnsetType = UNSET
     mac: Annotated[str, _MAC] | UnsetType = UNSET
+    macs: Annotated[
+        list[Mac],
+        Meta(
+            max_length=CLIENT_MACS,
+            description="on a TAP interface: MAC addresses of machines on the server's side, which no client may use",
+        ),
+    ] = []
     isolate: Annotated[bool, Meta(description="clients reach the server's side only, not one another")] = False
     arp_guard: Annotated[
         bool,

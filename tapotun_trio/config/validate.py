@@ -176,6 +176,7 @@ class _ServerValidator:
         peers = cast("Literal[1, 2] | None", node.get("peers", int))
         push_routes = self._validate_pushed(listen, ips, peers)
         push_dns = self._carried(context.parse_list(node, "push_dns", parsers.parse_address))
+        macs = tuple(dict.fromkeys(mac for _, mac in self._validate_macs(node)))
         clients = self._validate_clients()
         install_routes = node.get("install_routes", bool)
         source_check = cast("SourceCheck | None", node.get("source_check", str))
@@ -208,6 +209,7 @@ class _ServerValidator:
             device=self._device,
             bridge=bridge,
             mac=mac,
+            macs=macs,
             isolate=isolate,
             arp_guard=arp_guard,
             bpdu=bpdu,
@@ -519,7 +521,7 @@ class _ServerValidator:
             self._context.conflicts.address(path, ip)
             self._conflicts.address(path, ip, client.path)
         families = frozenset(ip.version for _, ip in good) if is_complete else frozenset({4, 6})
-        macs = self._validate_client_macs(client)
+        macs = self._validate_macs(client)
         path, name = client.path, f"client {number}"
         if good:
             path, name = good[0][0], str(good[0][1])
@@ -530,14 +532,15 @@ class _ServerValidator:
         pinned = tuple(dict.fromkeys(mac for _, mac in macs))
         return _ClientAddresses(tuple(ip for _, ip in good), families, pinned, name, bool(good) or not needs_ip)
 
-    def _validate_client_macs(self, client: Node) -> list[tuple[str, bytes]]:
-        """Path and value of each valid MAC address."""
+    def _validate_macs(self, owner: Node) -> list[tuple[str, bytes]]:
+        """Path and value of each valid MAC address that is pinned to a client or, if ``owner`` is the server, to its
+        side."""
         if self._device == "tun":
-            refuse_on_tun(client, ("macs",), self._context)
+            refuse_on_tun(owner, ("macs",), self._context)
             return []
-        macs = self._context.parse_list(client, "macs", parsers.parse_mac)
+        macs = self._context.parse_list(owner, "macs", parsers.parse_mac)
         for path, mac in macs:
-            self._conflicts.mac(path, mac, client.path)
+            self._conflicts.mac(path, mac, owner.path)
         return macs
 
     def _validate_client(self, client: Node, ips: _ClientAddresses) -> AllowedClient | None:

@@ -84,7 +84,7 @@ def rules_in_steps(config: ServerConfig, own: bytes, sessions: Sequence[Session]
         own: the MAC address of the interface.
         sessions: one for each client of the config, in its order.
     """
-    pinned: dict[bytes, int] = {}
+    pinned = dict.fromkeys(config.macs, DEVICE)
     pins: dict[int, tuple[bytes, ...]] = {}
     addresses: dict[int, frozenset[bytes]] = {}
     for number, (session, client) in enumerate(zip(sessions, config.clients, strict=True)):
@@ -603,7 +603,8 @@ class Segment:
             what = "interface" if source == rules.own else "bridge"
             why = f"which is the address of this server's {what}; is there a loop?"
         elif source in rules.pinned:
-            why = f"which is among the macs of {self._side(rules.pinned[source])}"
+            owner = rules.pinned[source]
+            why = f"which is among the macs of {'this server' if owner == DEVICE else self._side(owner)}"
         elif port.session.port in rules.pins and is_station(source):
             why = "which is not among its macs; add it there, if this client may use it"
         else:

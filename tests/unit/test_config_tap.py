@@ -71,6 +71,7 @@ def test_a_server_with_every_field_of_a_segment(family: Family) -> None:
             mtu=65513,
             bridge=options,
             mac="02-00-5E-10-00-0A",
+            macs=["02-00-5E-10-00-0B"],
             isolate=True,
             arp_guard=True,
             bpdu="drop",
@@ -81,7 +82,7 @@ def test_a_server_with_every_field_of_a_segment(family: Family) -> None:
     assert isinstance(found, ServerConfig)
     assert found.nets == (ip_interface(family("10.10.0.1/24")),)
     assert found.bridge == Bridge("br0", create=True, isolated=True, learning=False, bpdu_guard=True)
-    assert found.mac == bytes.fromhex("02005e10000a")
+    assert (found.mac, found.macs) == (bytes.fromhex("02005e10000a"), (bytes.fromhex("02005e10000b"),))
     assert (found.isolate, found.arp_guard, found.bpdu, found.storm_limit) == (True, True, "drop", 1_000_000)
     assert found.clients[0].addresses == (ip_address(family("10.10.0.2")),)
     assert found.clients[0].macs == (bytes.fromhex("02005e100001"), bytes.fromhex("02005e100002"))
@@ -179,7 +180,7 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
         ([server(**{field: value})], f"[0].{field}: {TAP_ONLY}")
         for field, value in (("bridge", "br0"), ("bridge", {"name": "br 0"}), ("mac", MAC), ("mac", "wrong"),
                              ("isolate", True), ("isolate", False), ("arp_guard", True), ("bpdu", "forward"),
-                             ("storm_limit", 100))
+                             ("storm_limit", 100), ("macs", [MAC]), ("macs", ["wrong"]))
     ),
     ([server(device="tun", mac=MAC)], f"[0].mac: {TAP_ONLY}"),
     ([server(clients=[allowed(macs=[MAC])])], f"[0].clients[0].macs: {TAP_ONLY}"),
@@ -287,6 +288,13 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "one"),
     ([tap(mac=MAC), tap_client(mac=MAC)], f'[1].mac: "{MAC}" is already used at [0].mac; give each interface an '
      "address of its own"),
+    ([{**two(macs=[MAC]), "macs": [OTHER_MAC, MAC]}], f'[0].clients[1].macs[0]: "{MAC}" is already used at '
+     "[0].macs[1]; leave it with one"),
+    ([tap(mac=MAC, macs=[MAC])], f'warning: [0].macs[0]: "{MAC}" is already used at [0].mac; remove one'),
+    ([tap(macs=[5])], f'[0].macs[0]: 5 is a number, not text; write "{MAC}"'),
+    ([tap(macs=["FF-FF-FF-FF-FF-FF"])], f'[0].macs[0]: "FF-FF-FF-FF-FF-FF" is the broadcast address; {ONE_STATION}'),
+    ([client(macs=[MAC])], '[0].macs: "macs" is an unknown field in a client; it belongs in a server or an entry of '
+     '"clients", or did you mean "mac"?'),
     ([two(macs=[MAC, MAC])], f'warning: [0].clients[1].macs[1]: "{MAC}" is already used at [0].clients[1].macs[0]; '
      "remove one"),
     # --- names ---
@@ -391,6 +399,7 @@ MOVED: Final = {"net": "10.10.0.1/24", "clients": [allowed(macs=[MAC])]}
         ]),
         (tap(), tap(net="fd00:10::1/64"), "live", ["tap0: net changed (none -> fd00:10::1/64)"]),
         (tap(**ADDRESSED), tap(**MOVED), "live", [f"tap0 10.10.0.2: macs changed (+{MAC})"]),
+        (tap(), tap(macs=[MAC]), "live", [f"tap0: macs changed (+{MAC})"]),
         (two(macs=[MAC], name="b"), two(macs=[OTHER_MAC], name="b"), "live",
          [f"tap0 b: macs changed (+{OTHER_MAC} -{MAC})"]),
         (server(name="tap0"), tap(), "restart", ["tap0: device changed, so it starts again (tun -> tap)"]),
@@ -412,13 +421,13 @@ def test_each_field_of_the_model_is_restarted_or_changed_on_purpose() -> None:
     """A field that this test does not know has to be put into one of the two kinds."""
     config = loaded(tap())
     assert isinstance(config, ServerConfig)
-    live: Json = {"isolate": True, "arp_guard": True, "bpdu": "forward", "storm_limit": 1}
+    live: Json = {"macs": (b"\2\0\0\0\0\1",), "isolate": True, "arp_guard": True, "bpdu": "forward", "storm_limit": 1}
     restart: Json = {"device": "tun", "bridge": Bridge("br0"), "mac": b"\2\0\0\0\0\1"}
     for kind, fields in (("live", live), ("restart", restart)):
         for name, value in fields.items():
             [change] = changes([config], [replace(config, **{name: value})])
             assert (change.kind, name) == (kind, name)
-            assert "->" in change.lines[0]
+            assert "->" in change.lines[0] or "+" in change.lines[0]
 
 
 # ------------------------------------------------------------------ any text
