@@ -11,7 +11,7 @@ import trio
 
 from tapotun_trio.errors import HostError, MissingBridgeError
 from tapotun_trio.families import IPAddress, IPInterface, IPNetwork, is_within
-from tapotun_trio.host.interfaces import Change, InterfaceChange
+from tapotun_trio.host.interfaces import AddressedLink, Change, InterfaceChange
 from tapotun_trio.host.items import (
     AttachedNetwork,
     BridgeAddress,
@@ -269,10 +269,17 @@ class MemoryNetwork:
         await trio.lowlevel.checkpoint()
         return frozenset(self._host.machine)
 
-    async def bridge_addresses(self, name: str, bridge: str) -> frozenset[IPAddress] | None:
+    async def require_bridge(self, name: str, bridge: str, *, create: bool, ending: Collection[str]) -> None:
         await trio.lowlevel.checkpoint()
-        found = self._host.addresses.get(bridge)
-        return None if found is None else frozenset(found)
+        if create:
+            return
+        if bridge in self._host.missing_bridges:
+            raise MissingBridgeError(f"there is no bridge {bridge}")
+
+    async def addressed_link(self, name: str, addressed: str) -> AddressedLink | None:
+        await trio.lowlevel.checkpoint()
+        found = self._host.addresses.get(addressed)
+        return None if found is None else AddressedLink(self._host.bridge_mac, frozenset(found))
 
     async def remove_left_over(self) -> list[str]:
         await trio.lowlevel.checkpoint()
@@ -323,7 +330,7 @@ class MemoryHost:
         self.taken: dict[str, str] = {}  # names that somebody else has: why they are refused
         self.doubt: str | None = None
         self.ipv6 = True
-        self.macs: dict[str, bytes] = {}
+        self.bridge_mac = bytes.fromhex("02005e100001")
         self.addresses: dict[str, set[IPAddress]] = {}  # of interfaces that are not ours
         self._opened = trio.Event()
         self._watching: list[trio.MemorySendChannel[Change]] = []
@@ -336,9 +343,6 @@ class MemoryHost:
 
     def has_ipv6(self, name: str) -> bool:
         return self.ipv6
-
-    def mac_of(self, name: str) -> bytes | None:
-        return self.macs.get(name)
 
     @asynccontextmanager
     async def own_name(self, name: str) -> AsyncIterator[MemoryName]:

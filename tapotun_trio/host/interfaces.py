@@ -173,10 +173,16 @@ class Network(Protocol):
         """Return the addresses of this machine, each with its prefix length, except IPv6 link-local ones, which each
         link has. Raises as `next_hop`."""
 
-    async def bridge_addresses(self, name: str, bridge: str) -> frozenset[IPAddress] | None:
-        """Return all addresses, link-local ones, too, of the bridge that the interface ``name`` is a port of, even if
-        the bridge was renamed. If the interface is no port, those of the link called ``bridge``; None: there is none.
-        Raises as `next_hop`."""
+    async def addressed_link(self, name: str, addressed: str) -> AddressedLink | None:
+        """Return what the bridge has that the interface ``name`` is a port of, even if the bridge was renamed. If the
+        interface is no port, what the link called ``addressed`` has; None: there is none. Raises as `next_hop`."""
+
+    async def require_bridge(self, name: str, bridge: str, *, create: bool, ending: Collection[str]) -> None:
+        """Check whether an interface ``name`` could be a port of a bridge, or could make it (``create``), once the
+        interfaces ``ending`` are gone with the bridges that they made.
+
+        Raises MissingBridgeError if there is no bridge. Raises HostError if the name is another link's, or if the
+        bridge cannot be made because another program made one. Also raises as `next_hop`."""
 
     async def remove_left_over(self) -> list[str]:
         """Remove the host routes that killed runs left: those whose interface is gone. Returns their destinations."""
@@ -184,6 +190,19 @@ class Network(Protocol):
     async def remove_left_over_bridges(self, name: str, kept: str | None) -> list[str]:
         """Remove the bridges that killed runs of the interface ``name`` made, except the one called ``kept``. Call it
         while the name is reserved and there is no such interface. Returns the names of the bridges."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressedLink:
+    """What a TAP interface has at present, or the bridge whose port it is.
+
+    Attributes:
+        mac: its MAC address.
+        addresses: all of its IP addresses, link-local ones, too.
+    """
+
+    mac: bytes
+    addresses: frozenset[IPAddress]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +259,6 @@ class Host(Protocol):
     def has_ipv6(self, name: str) -> bool:
         """Whether the interface ``name`` can have IPv6 addresses; or, if there is no such interface, whether a new one
         could. False if the kernel has no IPv6, or if it is switched off (disable_ipv6). It may change at any time."""
-
-    def mac_of(self, name: str) -> bytes | None:
-        """The MAC address that the interface ``name`` has now. None: it has none, there is no such interface, or this
-        machine lacks a descriptor to find out."""
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         """Reserve an interface's name in this network namespace until exit. Call this before anything else is done for

@@ -11,7 +11,6 @@ from ..log import interface_logger
 from .interfaces import Change, InterfaceChange, Network, OwnDevice, OwnedName
 from .ipv6 import has_ipv6
 from .items import RouteKey
-from .mac import mac_of
 from .ownership import own_name
 from .process.descriptors import share_of_limit
 from .process.privileges import raise_fd_limit, require_tun_privileges
@@ -40,9 +39,6 @@ class RealHost:
 
     def has_ipv6(self, name: str) -> bool:
         return has_ipv6(name)
-
-    def mac_of(self, name: str) -> bytes | None:
-        return mac_of(name)
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         return own_name(name, self._config_file)

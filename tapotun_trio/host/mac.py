@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
-import socket
-import struct
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,10 +17,6 @@ _ABOVE: Final = 0x80
 # machine-id(5), and its place before systemd. They are made once, when the system is installed.
 _FILES: Final = ("etc/machine-id", "var/lib/dbus/machine-id")
 _BOOT_ID: Final = "proc/sys/kernel/random/boot_id"  # random(4)
-_INTERFACES: Final = "/proc/sys/net/ipv4/conf"
-_SIOCGIFHWADDR: Final = 0x8927  # linux/sockios.h
-_ARPHRD_ETHER: Final = 1  # linux/if_arp.h
-_IFREQ_MAC: Final = struct.Struct("16sH6s16x")  # struct ifreq with ifr_hwaddr, linux/if.h
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -57,18 +49,3 @@ def machine_id(root: Path = Path("/")) -> bytes:
         if _ID.fullmatch(text) and text.strip("0"):  # while a system boots first, it says "uninitialized"
             return bytes.fromhex(text)
     return b""
-
-
-def mac_of(name: str) -> bytes | None:
-    """As `interfaces.Host.mac_of`, in the network namespace of the calling thread. Blocking, for some microseconds."""
-    # If there is no such interface, the kernel runs modprobe for the name, and waits for it (dev_load,
-    # net/core/dev_ioctl.c). Each interface has a directory here; /proc may be hidden.
-    if not os.path.exists(f"{_INTERFACES}/{name}") and os.path.exists(_INTERFACES):
-        return None
-    request = _IFREQ_MAC.pack(name.encode(errors="surrogateescape"), 0, b"")
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            _, kind, mac = _IFREQ_MAC.unpack(fcntl.ioctl(sock, _SIOCGIFHWADDR, request))
-    except OSError:
-        return None
-    return bytes(mac) if kind == _ARPHRD_ETHER else None

@@ -9,7 +9,7 @@
     │        ├─ device reader     TUN -> the sender of the client that has the destination
     │        ├─ device writers    streams -> TUN, when the TUN was full; one for each queue
     │        ├─ reconciler        addresses, routes, rules: makes, watches and repairs them, undoes them at the end
-    │        ├─ machine watch     this machine's addresses, from which no client may send; of a TUN interface only
+    │        ├─ machine watch     this machine's addresses, from which no client may send; in a segment: its own there
     │        ├─ transport         listeners; one task for each connection
     │        └─ clock             keepalive, queue ageing, rates
     └─ run_client
@@ -116,7 +116,6 @@ async def run_server(
                     device_drops,
                     mac=mac,
                     set_carrier=lambda up: device.set_carrier(up=up),
-                    bridge_mac=lambda: None if config.bridge is None else host.mac_of(config.bridge.name),
                 )
             )
         server.restore_last_seen(record.last_seen)
@@ -132,8 +131,8 @@ async def run_server(
                     await nursery.start(server.watch_machine, host)
                     nursery.start_soon(read_device, device, server.classify, server.only_sender, log, server)
                 else:
-                    if config.bridge is not None:
-                        await nursery.start(server.watch_bridge, host, config.bridge.name)
+                    addressed = config.name if config.bridge is None else config.bridge.name
+                    await nursery.start(server.watch_addressed, host, addressed)
                     read = partial(read_device, ethernet=segment.from_device)
                     nursery.start_soon(read, device, server.classify, server.only_sender, log, segment)
                     record.mac_table = segment.table_in_steps

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import trio
 
 from ..config.diff import Change
-from ..config.model import InterfaceConfig
+from ..config.model import ClientConfig, InterfaceConfig
 from ..errors import HostError, MissingBridgeError, ShortageError, leaves, shortage_of
 from ..host.interfaces import Host
 from ..http.virtual_hosts import ListenerManager, open_listeners
@@ -49,8 +49,9 @@ class Interfaces:
         When it is cancelled, the changes that were made stay.
         """
         async with self._lock:
-            # The names are checked before anything is stopped. This process uses none of the added names now.
+            # Names and bridges are checked before anything is stopped. This process uses none of the added names now.
             await require_names(self._host, [change.name for change in changes if change.kind == "added"])
+            await self._require_bridges(changes)
             refusal = await self._make_all(changes, back=False)
             if refusal is not None:
                 await self._make_all([change.inverse for change in reversed(changes)], back=True)
@@ -70,6 +71,33 @@ class Interfaces:
                 except HostError as exc:
                     interface_logger(name).warning("not everything that is missing could be put back: %s", exc)
         return lines
+
+    async def _require_bridges(self, changes: Sequence[Change]) -> None:
+        """Raise HostError if an interface that is about to start could not become a port of its bridge."""
+        ending = {change.name for change in changes if change.kind in ("removed", "restart")}
+        staying = [record.config for record in self._registry if record.config.name not in ending]
+        after = [*staying, *(change.after for change in changes if change.after is not None)]
+        wanted = {
+            change.name: change.after.bridge
+            for change in changes
+            if change.kind in ("added", "restart")
+            and change.after is not None
+            and change.after.bridge is not None
+            and not _awaits_bridge(change.after, after)
+            and not _waits_already(change)
+        }
+        if not wanted:
+            return
+        async with self._host.open_network() as network:
+            for name, bridge in wanted.items():
+                try:
+                    await network.require_bridge(name, bridge.name, create=bridge.create, ending=ending)
+                except MissingBridgeError as exc:
+                    raise MissingBridgeError(f"{name}: {exc}") from exc
+                except ShortageError:
+                    raise
+                except HostError as exc:
+                    raise HostError(f"{name}: {exc}") from exc
 
     async def _make_all(self, changes: Sequence[Change], *, back: bool) -> HostError | None:
         """Make first the changes that free names, addresses and ports, then those that need them. Returns the first
@@ -148,6 +176,13 @@ def _awaits_bridge(config: InterfaceConfig, others: Iterable[InterfaceConfig]) -
         return False
     made = (other.bridge for other in others)
     return any(other is not None and other.create and other.name == bridge.name for other in made)
+
+
+def _waits_already(change: Change) -> bool:
+    """Whether the interface is a client that has to be a port of the same bridge already. It waits for one that is
+    missing, before the change and after it."""
+    before, after = change.before, change.after
+    return isinstance(after, ClientConfig) and before is not None and before.bridge == after.bridge
 
 
 async def require_names(host: Host, names: Iterable[str]) -> None:

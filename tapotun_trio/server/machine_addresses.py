@@ -1,5 +1,5 @@
-"""Watches the addresses of this machine, because no client may use one of them as a source address; and those of a
-bridge, because no client may claim one of them in the segment."""
+"""Watches the addresses of this machine, because no client may use one of them as a source address; and those that it
+has in an Ethernet segment, because no client may use or claim one of them there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 
 import trio
 
-from ..families import IPAddress, IPInterface
-from ..host.interfaces import Host, Network
+from ..families import IPInterface
+from ..host.interfaces import AddressedLink, Host, Network
 from ..host.netlink.rewatch import Rewatch
 from ..log import Log
 
@@ -36,24 +36,21 @@ async def watch_machine_addresses(
     await _watch(host, log, hint, lambda network: network.machine_addresses(), on_addresses, task_status)
 
 
-async def watch_bridge_addresses(
+async def watch_addressed(
     host: Host,
     log: Log,
     name: str,
-    bridge: str,
-    on_addresses: Callable[[frozenset[IPAddress]], None],
+    addressed: str,
+    on_state: Callable[[AddressedLink], None],
     *,
-    is_needed: Callable[[], bool],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """The same for the addresses of the bridge whose port the interface ``name`` is; see `Network.bridge_addresses`.
-    While there is no bridge, its last addresses stay.
+    """The same for the bridge that the TAP interface ``name`` is a port of, or for the interface itself if it is none;
+    see `Network.addressed_link`. While there is no bridge, its last addresses stay.
 
-    ``is_needed``: whether they matter now. If not, a failure to read them is logged at level debug."""
-    hint = f"clients may claim addresses that bridge {bridge} gets meanwhile"
-    await _watch(
-        host, log, hint, lambda network: network.bridge_addresses(name, bridge), on_addresses, task_status, is_needed
-    )
+    ``addressed``: the name of the bridge or the interface."""
+    hint = f"clients may use addresses that {addressed} gets meanwhile"
+    await _watch(host, log, hint, lambda network: network.addressed_link(name, addressed), on_state, task_status)
 
 
 async def _watch(
@@ -63,13 +60,11 @@ async def _watch(
     read: Callable[[Network], Awaitable[T | None]],
     on_addresses: Callable[[T], None],
     task_status: trio.TaskStatus[None],
-    is_needed: Callable[[], bool] = lambda: True,
 ) -> None:
     """
     Args:
         hint: what it means that the addresses cannot be read.
         read: returns None if the last addresses stay.
-        is_needed: see `Rewatch`.
     """
     started = False
 
@@ -94,5 +89,5 @@ async def _watch(
                 started = True
                 task_status.started()
 
-    retry = Rewatch(log, hint, is_needed)
+    retry = Rewatch(log, hint)
     await retry.keep(watch)

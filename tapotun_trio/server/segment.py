@@ -21,7 +21,7 @@ from ..datapath.counters import DropReason
 from ..datapath.plane import BY_MACS, BY_MACS_GUARDED, DeliverNow, Flows, Lane, Plane, Verdict, current_plane
 from ..datapath.verdicts import Verdicts
 from ..errors import EndReason
-from ..families import IPAddress
+from ..host.interfaces import AddressedLink
 from ..log import FLAPPING_BURST, FLAPPING_S, Faults, Log, RateLimitedLog
 from ..macs import MAC_BYTES, is_station, mac_text
 from ..routing.address_guard import AddressGuard, is_ordinary, learn_from_device
@@ -154,19 +154,15 @@ class Segment:
         device_drops: Counter[str],
         log: Log,
         set_carrier: Callable[[bool], None] = lambda _: None,
-        bridge_mac: Callable[[], bytes | None] = lambda: None,
     ) -> None:
         """
         Args:
             device_drops: where frames of the device are counted that are dropped.
             set_carrier: is told whether any client has a stream, when that changes. May raise HostError.
-            bridge_mac: finds the MAC address of the bridge that the interface is a port of; None: there is none, or it
-                is not known now. It is the server's own, too: what the server itself sends comes from it.
         """
         self._rules = rules  # as the config has them
-        self._find_bridge_mac = bridge_mac
-        self._bridge_mac = bridge_mac()
-        self._bridge_addresses: frozenset[bytes] = frozenset()
+        self._bridge_mac: bytes | None = None  # the interface's own, if it is no port
+        self._more_addresses: frozenset[bytes] = frozenset()
         self.switch = Switch(self._with_bridge(rules))
         self._link_local = LinkLocalTable(self.switch.owner_of)
         self.flooded = 0
@@ -233,27 +229,20 @@ class Segment:
             self._lost_at = now
         elif now - self._lost_at >= LOST_S:
             self._update_carrier(up=False)
-        self._follow_bridge()
         if now - self._expired_at >= REFRESH_S:  # also if moves have the verdicts forgotten all the time
             self._expired_at = now
             self.switch.expire(now)
         if now - self._refreshed_at >= REFRESH_S or self.switch.stale_soon or self.switch.stale:
             self._forget_verdicts(now)
 
-    def _follow_bridge(self) -> None:
-        """A bridge may have another address when another port joins it. While its address cannot be found out, which
-        takes a descriptor, the last one stays pinned: otherwise clients could use it."""
-        mac = self._find_bridge_mac()
-        if mac not in (None, self._bridge_mac):
-            self._bridge_mac = mac
+    def set_addressed(self, link: AddressedLink) -> None:
+        """What the bridge has now that the interface is a port of, or the interface itself. It is the server's own:
+        what the server itself sends comes from there, and other programs may have given it further IP addresses."""
+        moved = link.mac != self._bridge_mac
+        self._bridge_mac = link.mac
+        self._more_addresses = frozenset(address.packed for address in link.addresses)
+        if moved or self.has_guard:  # otherwise nothing depends on it, and new rules have all verdicts forgotten
             self.switch.set_rules(self._with_bridge(self._rules))
-
-    def set_bridge_addresses(self, addresses: Iterable[IPAddress]) -> None:
-        """The IP addresses that the bridge has now, also those that other programs gave it. They are the server's."""
-        self._bridge_addresses = frozenset(address.packed for address in addresses)
-        if not self.has_guard:
-            return  # nothing else depends on them, and new rules have all verdicts forgotten
-        self.switch.set_rules(self._with_bridge(self._rules))
 
     def _with_bridge(self, rules: SwitchRules) -> SwitchRules:
         """The rules, in which the bridge's MAC address is pinned to the server's side, whatever a client's ``macs``
@@ -261,13 +250,12 @@ class Segment:
         mac = self._bridge_mac
         if mac is not None and mac != rules.own:
             rules = replace(rules, pinned={**rules.pinned, mac: DEVICE})
-        if rules.guard is not None and self._bridge_addresses:
-            rules = replace(rules, guard=rules.guard.with_servers(self._bridge_addresses))
+        if rules.guard is not None and self._more_addresses:
+            rules = replace(rules, guard=rules.guard.with_servers(self._more_addresses))
         return rules
 
     def close(self) -> None:
         """The interface has ended: leave no reference cycle."""
-        self._find_bridge_mac = lambda: None
         self._sessions.clear()
         self._ports.clear()
         self._streaming.clear()

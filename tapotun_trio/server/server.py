@@ -33,7 +33,7 @@ from ..routing.switch import SwitchRules
 from ..status.model import InterfaceState, InterfaceStatus
 from ..wire.frames import ADDRESSES, ROUTED_IPV6_HEAD, flow_of
 from .handlers import is_of_another_session, serve_download, serve_upload, serve_websocket
-from .machine_addresses import watch_bridge_addresses, watch_machine_addresses
+from .machine_addresses import watch_addressed, watch_machine_addresses
 from .segment import Segment, rules_in_steps
 from .session import CACHE_ENTRIES, ClientHello, ClientParameters, ForwardingTable, PreviousParameters, Session
 from .status import server_status
@@ -127,7 +127,6 @@ class TunnelServer:
         first: Prepared | None = None,
         mac: bytes | None = None,
         set_carrier: Callable[[bool], None] = lambda _: None,
-        bridge_mac: Callable[[], bytes | None] = lambda: None,
     ) -> None:
         """Create the sessions of all clients. Nobody can connect before `run_transport`.
 
@@ -136,7 +135,7 @@ class TunnelServer:
             device_drops: where the reader and the writers of the device count what they drop, by reason.
             first: made from ``config`` by `in_steps`.
             mac: of a TAP interface.
-            set_carrier, bridge_mac: of a TAP interface; see `Segment`.
+            set_carrier: of a TAP interface; see `Segment`.
         """
         if first is None:
             first = run_now(_prepare(config, ForwardingTable(writers), None, {}, mac))
@@ -150,7 +149,7 @@ class TunnelServer:
         self.sessions, self._by_token = first.sessions, first.by_token
         self._mac = mac
         if config.device == "tap":
-            self._table.segment = Segment(first.rules, first.sessions, self.device_drops, log, set_carrier, bridge_mac)
+            self._table.segment = Segment(first.rules, first.sessions, self.device_drops, log, set_carrier)
         self._verdicts = self._table.device_verdicts
         self._machine: frozenset[IPInterface] = frozenset()
         # The limit allows a burst, because tools such as fail2ban read the log and have to see each address.
@@ -212,13 +211,10 @@ class TunnelServer:
         *,
         mac: bytes | None = None,
         set_carrier: Callable[[bool], None] = lambda _: None,
-        bridge_mac: Callable[[], bytes | None] = lambda: None,
     ) -> Steps[TunnelServer]:
         """As the constructor, in steps: each of thousands of sessions takes a tenth of a millisecond."""
         first = yield from _prepare(config, ForwardingTable(writers), None, {}, mac)
-        return cls(
-            config, log, writers, device_drops, first=first, mac=mac, set_carrier=set_carrier, bridge_mac=bridge_mac
-        )
+        return cls(config, log, writers, device_drops, first=first, mac=mac, set_carrier=set_carrier)
 
     def reconfigure(self, config: ServerConfig) -> None:
         """Follow a changed config, except for ``name``, ``listen``, ``path`` and ``ingress``, which stay as they are.
@@ -262,22 +258,15 @@ class TunnelServer:
         """Keep the router informed of this machine's addresses. Runs for ever. See `watch_machine_addresses`."""
         await watch_machine_addresses(host, self._log, self._set_machine, task_status=task_status)
 
-    async def watch_bridge(
-        self, host: Host, bridge: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    async def watch_addressed(
+        self, host: Host, addressed: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep the segment informed of the addresses of the bridge whose port the interface is. Runs for ever. See
-        `watch_bridge_addresses`."""
+        """Keep the segment informed of the server's own addresses in it. Runs for ever. See
+        `machine_addresses.watch_addressed`."""
         segment = self._table.segment
-        assert segment is not None, "a TUN interface is no port"
-        await watch_bridge_addresses(
-            host,
-            self._log,
-            self._config.name,
-            bridge,
-            segment.set_bridge_addresses,
-            is_needed=lambda: segment.has_guard,
-            task_status=task_status,
-        )
+        assert segment is not None, "a TUN interface has no segment"
+        name = self._config.name
+        await watch_addressed(host, self._log, name, addressed, segment.set_addressed, task_status=task_status)
 
     def _set_machine(self, interfaces: frozenset[IPInterface]) -> None:
         self._machine = interfaces

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tapotun_trio.config.model import Bridge
-from tapotun_trio.errors import HostError
+from tapotun_trio.errors import HostError, MissingBridgeError
 from tapotun_trio.host.items import BridgeAddress, BridgePort, DesiredState, Item, ItemsRefused
 from tapotun_trio.host.linux import RealHost
 from tapotun_trio.host.mac import derive_mac
@@ -167,6 +167,34 @@ async def test_a_bridge_that_does_not_exist_or_is_none_is_refused_with_a_remedy(
 
 
 # Bridges of our own
+
+
+@in_fresh_namespace
+async def test_whether_a_bridge_could_be_used_is_known_before() -> None:
+    """A bridge that an interface of ours made goes with that interface."""
+    make_bridge("br1")
+    async with tap() as (_, network):
+        await network.add("tap0", OWN)
+
+        async def refusal(bridge: str, *ending: str, create: bool = False) -> HostError | None:
+            try:
+                await network.require_bridge("tap1", bridge, create=create, ending=ending)
+            except HostError as exc:
+                return exc
+            return None
+
+        assert await refusal("br0") is None
+        assert isinstance(await refusal("br0", "tap0"), MissingBridgeError)
+        assert "interface tap0 of this program made it" in str(await refusal("br0", create=True))
+        assert await refusal("br0", "tap0", create=True) is None
+        assert await refusal("br1", "tap0") is None
+        assert "another program made it" in str(await refusal("br1", "tap0", create=True))
+        assert isinstance(await refusal("br2"), MissingBridgeError)
+        assert await refusal("br2", create=True) is None
+        assert "lo is an interface, and no bridge" in str(await refusal("lo"))
+        assert "the name is taken, by an interface" in str(await refusal("lo", create=True))
+        assert names() == {"lo", "tap0", "br0", "br1"}, "nothing was made"
+        await network.remove("tap0", OWN[::-1])
 
 
 @BOTH

@@ -11,6 +11,7 @@ import pytest
 from tapotun_trio.host.items import BridgeAddress, BridgePort, Item, ItemsRefused
 from tapotun_trio.host.netlink.socket import Rtnetlink
 from tapotun_trio.host.tun import open_tun
+from tapotun_trio.macs import mac_text
 
 from .bridges import (
     addresses,
@@ -41,8 +42,10 @@ async def test_addresses_on_another_programs_bridge_come_and_go_without_its_own(
             assert addresses("br0") == {theirs, ours, second}
             assert addresses("tap0") == set()
             for name in ("br0", "br1"):  # another program may have renamed it
-                found = await network.bridge_addresses("tap0", name)
-                assert {each for each in found or () if not each.is_link_local} == {
+                found = await network.addressed_link("tap0", name)
+                assert found is not None
+                assert mac_text(found.mac) == ip("link", "show", "br0")[0]["address"]
+                assert {each for each in found.addresses if not each.is_link_local} == {
                     each.ip for each in (theirs, ours, second)
                 }
             assert await network.missing("tap0", items) == []
@@ -57,8 +60,10 @@ async def test_addresses_on_another_programs_bridge_come_and_go_without_its_own(
             assert sock.getsockname()[0] == str(ours.ip)  # the first one
         await network.remove("tap0", items[::-1])
         assert addresses("br0") == {theirs}
-        assert theirs.ip in (await network.bridge_addresses("tap0", "br0") or ())
-        assert await network.bridge_addresses("tap0", "br1") is None
+        found = await network.addressed_link("tap0", "br0")
+        assert found is not None
+        assert theirs.ip in found.addresses
+        assert await network.addressed_link("tap0", "br1") is None
         with pytest.raises(ItemsRefused, match=f"address {theirs} dev br0: another program gave the bridge this addr"):
             await network.add("tap0", [BridgeAddress("br0", theirs)])
         await network.remove("tap0", [BridgeAddress("br0", theirs)])

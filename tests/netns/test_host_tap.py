@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 import struct
@@ -14,9 +13,9 @@ import pytest
 import trio
 
 from tapotun_trio.errors import HostError
-from tapotun_trio.host import ipv6, mac
+from tapotun_trio.host import ipv6
 from tapotun_trio.host.linux import RealHost
-from tapotun_trio.host.mac import derive_mac, mac_of, machine_id
+from tapotun_trio.host.mac import derive_mac, machine_id
 from tapotun_trio.host.netlink.network import open_netlink
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, VNET_HEADER_BYTES, TunDevice, open_tun
 from tapotun_trio.host.tun_queues import TunQueues
@@ -78,9 +77,7 @@ async def test_a_tap_has_its_mac_address_and_no_carrier_and_is_gone_at_exit() ->
     with open_tun("tap0", mac=MAC) as device:
         found = link()
         assert found["address"] == mac_text(MAC)
-        assert mac_of("tap0") == MAC
         assert found["gso_max_size"] == 65527, "with two tags it fits into a frame"
-        assert (mac_of("lo"), mac_of("absent")) == (None, None)
         assert found["linkinfo"]["info_data"]["type"] == "tap"  # type: ignore[index]
         assert found["linkinfo"]["info_data"]["vnet_hdr"] is True  # type: ignore[index]
         assert found["link_type"] == "ether"
@@ -97,30 +94,6 @@ async def test_a_tap_has_its_mac_address_and_no_carrier_and_is_gone_at_exit() ->
     assert set(os.listdir("/proc/self/fd")) == before
     with pytest.raises(trio.ClosedResourceError, match="TAP interface tap0"):
         device.set_carrier(up=True)
-
-
-@in_fresh_namespace
-async def test_the_kernel_is_asked_for_no_mac_address_of_an_absent_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each such question it runs modprobe, and waits for it. The namespace is the thread's."""
-    asked: list[str] = []
-    ioctl = fcntl.ioctl
-
-    def counted(fd: socket.socket, request: int, argument: bytes) -> bytes:
-        asked.append(argument[:16].rstrip(b"\0").decode())
-        return ioctl(fd, request, argument)
-
-    make = ("type", "bridge")
-    ip("link", "add", "br0.10", "address", mac_text(MAC), *make)
-    monkeypatch.setattr(fcntl, "ioctl", counted)
-    assert mac_of("br0") is None
-    assert asked == []
-    assert mac_of("br0.10") == MAC
-    ip("link", "del", "br0.10")
-    assert mac_of("br0.10") is None
-    assert asked == ["br0.10"]
-    monkeypatch.setattr(mac, "_INTERFACES", "/proc/hidden")
-    ip("link", "add", "br0.10", "address", mac_text(MAC), *make)
-    assert mac_of("br0.10") == MAC
 
 
 @in_fresh_namespace

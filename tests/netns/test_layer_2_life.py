@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -11,7 +13,7 @@ import pytest
 
 from tests.harness import ROOT, Lab, no_leaks, ping, tapotun, wait_for_ping, wait_until
 
-from .segments import BRIDGE, HUB, INTERFACE, LAN, PATIENCE_S, Segment, Site, has_carrier, member
+from .segments import BRIDGE, HUB, INTERFACE, LAN, PATIENCE_S, Segment, Site, has_carrier, member, write_config
 from .topologies import TUNNEL_CLIENT, TUNNEL_SERVER, UPLOADING, addresses, has_interface, running, token
 
 pytestmark = pytest.mark.netns
@@ -109,6 +111,35 @@ def test_a_port_that_somebody_takes_out_of_the_bridge_is_put_back(lab: Lab) -> N
         for address in branch.addresses:
             assert wait_for_ping(hub.machine, address, PATIENCE_S).ok
         assert "restarting in" not in "".join(daemon.log for daemon in daemons.values())
+
+
+@pytest.mark.parametrize(
+    ("bridge", "told"),
+    [
+        ("br1", "seg0: .*there is no bridge br1; make it"),
+        ({"name": BRIDGE, "create": True}, 'seg0: bridge br0: another program made it; leave out "create"'),
+        (LAN, "seg0: .*eth0 is an interface.*, and no bridge"),
+    ],
+)
+def test_a_reload_to_a_bridge_that_cannot_be_used_interrupts_nobody(lab: Lab, bridge: object, told: str) -> None:
+    """At either end. It is refused before anything is stopped."""
+    segment = Segment(lab, "branch")
+    hub, branch = segment.sites
+    with segment.connected() as daemons:
+        write_config(hub.gateway, segment.server(bridge=bridge))
+        daemons[HUB].signal(signal.SIGHUP)
+        daemons[HUB].wait_for_log(told, PATIENCE_S)
+        daemons[HUB].wait_for_log("reload: nothing was changed", PATIENCE_S)
+        config = next(branch.gateway.tmp.glob("tapotun-branch*.json"))
+        config.write_text(json.dumps([segment.client("branch", bridge=bridge)]), encoding="utf-8")
+        daemons["branch"].signal(signal.SIGHUP)
+        daemons["branch"].wait_for_log(told, PATIENCE_S)
+        daemons["branch"].wait_for_log("reload: nothing was changed", PATIENCE_S)
+        for address in branch.addresses:
+            assert wait_for_ping(hub.machine, address, PATIENCE_S).ok
+        for daemon in daemons.values():
+            assert "session ended" not in daemon.log
+        assert daemons[HUB].log.count("connected from") == 1
 
 
 def test_the_mac_address_stays_across_restarts_and_differs_between_sites(lab: Lab) -> None:

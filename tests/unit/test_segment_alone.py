@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from itertools import accumulate, pairwise
 
@@ -16,10 +15,11 @@ import trio.testing
 from tapotun_trio.config.model import Bridge
 from tapotun_trio.cooperative import run_now
 from tapotun_trio.families import IPAddress
+from tapotun_trio.host.interfaces import AddressedLink
 from tapotun_trio.macs import BROADCAST, mac_text
 from tapotun_trio.routing.switch import AGE_S
 from tapotun_trio.server import segment as module
-from tapotun_trio.server.machine_addresses import CHECK_S, watch_bridge_addresses
+from tapotun_trio.server.machine_addresses import CHECK_S, watch_addressed
 from tapotun_trio.server.segment import Segment
 from tapotun_trio.server.server import TunnelServer
 from tapotun_trio.wire.frames import each
@@ -217,16 +217,15 @@ async def test_no_client_claims_an_address_of_the_bridge(monkeypatch: pytest.Mon
 
 async def test_the_addresses_of_a_bridge_that_is_gone_stay(autojump_clock: trio.testing.MockClock) -> None:
     """It may come back with them, and the next look is some seconds away."""
-    host, got, log = MemoryHost(), list[object](), logging.LoggerAdapter(logging.getLogger("tapotun"), {})
+    host, got, log = MemoryHost(), list[AddressedLink](), logging.LoggerAdapter(logging.getLogger("tapotun"), {})
     ours: set[IPAddress] = {IPv4Address("192.168.7.1"), IPv6Address("fd07::1")}
     async with trio.open_nursery() as nursery:
-        watch = partial(watch_bridge_addresses, host, log, "hub", "br0", got.append, is_needed=lambda: True)
-        await nursery.start(watch)
+        await nursery.start(watch_addressed, host, log, "hub", "br0", got.append)
         for addresses in (ours, None, ours, set[IPAddress]()):
             host.addresses = {} if addresses is None else {"br0": addresses}
             await trio.sleep(CHECK_S + 1)
         nursery.cancel_scope.cancel()
-    assert got == [ours, set()]
+    assert [each.addresses for each in got] == [ours, set()]
 
 
 async def test_without_a_guard_the_addresses_of_the_bridge_change_nothing(
@@ -238,26 +237,25 @@ async def test_without_a_guard_the_addresses_of_the_bridge_change_nothing(
     guarded = replace(tap(1, *clients), arp_guard=True)
     server, segment = _alone(clients=clients)
     host = MemoryHost()
-    host.addresses["br0"] = {four, six}
+    host.addresses["br0"] = {four}
     assert passes(server, 1, ether(OWN, B, bytes(40), 0x0800))
-    segment.switch.stale = False
     async with trio.open_nursery() as nursery:
-        await nursery.start(server.watch_bridge, host, "br0")
+        await nursery.start(server.watch_addressed, host, "br0")
+        segment.switch.stale = False
+        host.addresses["br0"].add(six)
+        await trio.sleep(CHECK_S + 1)
         assert not segment.switch.stale, "the verdicts stay"
         server.reconfigure(guarded)
         assert not passes(server, 2, arp(C, str(four)))
         assert not passes(server, 2, claims(C, six.packed))
         nursery.cancel_scope.cancel()
-    for config, warnings in ((guarded, 1), (replace(guarded, arp_guard=False), 0)):
-        server.reconfigure(config)
-        host.deaf = True
-        caplog.clear()
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.watch_bridge, host, "br0")
-            await trio.sleep(30)
-            nursery.cancel_scope.cancel()
-        found = [each for each in caplog.records if "that bridge br0 gets meanwhile" in each.getMessage()]
-        assert len([each for each in found if each.levelno >= logging.WARNING]) == warnings
+    host.deaf = True
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.watch_addressed, host, "br0")
+        await trio.sleep(30)
+        nursery.cancel_scope.cancel()
+    found = [each for each in caplog.records if "that br0 gets meanwhile" in each.getMessage()]
+    assert len([each for each in found if each.levelno >= logging.WARNING]) == 1
 
 
 async def test_a_bug_in_noting_what_a_frame_claims_costs_nothing_else(
@@ -350,12 +348,12 @@ async def test_frames_that_are_flooded_and_not_by_turns_are_sent_once() -> None:
 
 async def test_the_address_of_the_bridge_is_the_servers_own(caplog: pytest.LogCaptureFixture) -> None:
     """What the server itself sends comes from the bridge, whose port the interface is. It may get another address."""
-    bridge: list[bytes | None] = [B]
     log = logging.LoggerAdapter(logging.getLogger("tapotun"), {})
     config = tap(1, replace(CLIENTS[0], macs=(A, B)), *CLIENTS[1:])
-    server = TunnelServer(config, log, mac=OWN, bridge_mac=lambda: bridge[0])
+    server = TunnelServer(config, log, mac=OWN)
     segment = server.segment
     assert segment is not None
+    segment.set_addressed(AddressedLink(B, frozenset()))
     writer, session = Writer(), server.sessions[0]
 
     def claim(source: bytes) -> int:
@@ -370,13 +368,28 @@ async def test_the_address_of_the_bridge_is_the_servers_own(caplog: pytest.LogCa
     assert "which is the address of this server's bridge" in caplog.text
     rows = {row.mac: row for row in run_now(segment.table_in_steps(100)).rows}
     assert rows[mac_text(B)].client is None
-    bridge[0] = A  # another port has joined it
+    segment.set_addressed(AddressedLink(A, frozenset()))  # another port has joined it
     segment.tick(1.0)
     assert (claim(A), claim(B)) == (0, 1)
-    bridge[0] = None  # no descriptor to find out; or it is gone, and another one may come
     server.reconfigure(config)
-    segment.tick(2.0)
     assert (claim(A), claim(B)) == (0, 1)
-    bridge[0] = B
-    segment.tick(3.0)
+    segment.set_addressed(AddressedLink(B, frozenset()))
+    segment.tick(2.0)
     assert (claim(A), claim(B)) == (1, 0)
+
+
+async def test_no_client_uses_an_address_of_the_servers_side(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as that of the router there, also before it has said anything; a reload changes who is protected."""
+    server, segment = _alone(macs=(LAN,))
+    assert not passes(server, 0, ether(BROADCAST, LAN))
+    assert server.sessions[0].counters.drops == {"bad-mac": 1}
+    assert f"frames from {mac_text(LAN)} are dropped, which is among the macs of this server" in caplog.text
+    assert passes(server, 0, ether(LAN, A)), "it is known where it is"
+    assert server.sessions[1].sender.got == []  # type: ignore[attr-defined]
+    (row,) = (row for row in run_now(segment.table_in_steps(100)).rows if row.mac == mac_text(LAN))
+    assert (row.client, row.pinned) == (None, True)
+    other = ether(BROADCAST, bytes.fromhex("02000000bb01"))
+    segment.from_device(*_ranges(frame(other)))
+    assert server.sessions[0].sender.got[-1] == other, "others may be there, too"  # type: ignore[attr-defined]
+    server.reconfigure(replace(server._config, macs=()))
+    assert passes(server, 0, ether(BROADCAST, LAN))

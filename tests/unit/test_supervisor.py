@@ -16,11 +16,12 @@ from tapotun_trio.config.diff import changes
 from tapotun_trio.config.model import Bridge, ServerConfig, TcpAddress
 from tapotun_trio.errors import HostError, MissingBridgeError, leaves
 from tapotun_trio.host.items import BridgePort, Item, OwnBridge
+from tapotun_trio.lifecycle.registry import Registry
 from tapotun_trio.lifecycle.supervisor import run_interfaces
 
 from ..fakes import MemoryDevice, MemoryHost
 from .hostile import until
-from .support import allowed, free_port, server_config
+from .support import allowed, client_config, free_port, server_config
 
 
 class FaultyHost(MemoryHost):
@@ -146,7 +147,6 @@ class LateBridgeHost(MemoryHost):
                 yield device
         finally:
             self.missing_bridges.clear()
-            self.macs["br0"] = bytes.fromhex("02005e100001")
 
 
 async def test_a_bridge_that_comes_while_the_start_without_it_is_undone(autojump_clock: trio.testing.MockClock) -> None:
@@ -188,3 +188,39 @@ async def test_a_reload_that_adds_an_interface_without_its_bridge_is_refused(
             await interfaces.change(changes([], [replace(config, device="tap", bridge=Bridge("br0"))]))
         nursery.cancel_scope.cancel()
     assert host.left_over == []
+
+
+@pytest.mark.parametrize("kind", ["server", "client"])
+async def test_a_reload_to_a_bridge_that_is_missing_interrupts_nothing(
+    kind: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    server, client = replace(two_servers()[0], device="tap"), replace(client_config("b", 1), device="tap")
+    before = server if kind == "server" else client
+    host = MemoryHost()
+    host.missing_bridges.add("br0")
+    registry = Registry()
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [before, two_servers()[1]], host, registry)
+        tunnels = [each.tunnel for each in registry]
+        after = [replace(before, bridge=Bridge("br0"))]
+        with pytest.raises(MissingBridgeError, match=f"{before.name}: there is no bridge br0"):
+            await interfaces.change(changes([before, two_servers()[1]], after))
+        assert [each.tunnel for each in registry] == tunnels, "neither was stopped"
+        host.missing_bridges.clear()
+        await interfaces.change(changes([before, two_servers()[1]], after))
+        assert [each.config.bridge for each in registry] == [Bridge("br0")]
+        nursery.cancel_scope.cancel()
+    assert host.left_over == []
+
+
+async def test_a_client_that_waits_for_its_bridge_may_change_otherwise(autojump_clock: trio.testing.MockClock) -> None:
+    before = replace(client_config("b", 1), device="tap", bridge=Bridge("br0"))
+    after = replace(before, mac=bytes.fromhex("02005e100001"))
+    host = MemoryHost()
+    host.missing_bridges.add("br0")
+    registry = Registry()
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [before], host, registry)
+        await interfaces.change(changes([before], [after]))
+        assert [each.config for each in registry] == [after]
+        nursery.cancel_scope.cancel()

@@ -27,6 +27,7 @@ from typing import Final, TypeAlias
 from ...errors import HostError, MissingBridgeError, ShortageError
 from ...families import IPAddress, with_prefix
 from ...text import one_line
+from ..interfaces import AddressedLink
 from ..ipv6 import join_no_routers, make_link_local, refuse_router_advertisements
 from ..items import Address, BridgeAddress, BridgePort, ConnectedRoute, Item, OwnBridge
 from . import bridge_codec, codec, link_codec
@@ -71,13 +72,25 @@ class Bridges:
         given = self._addresses.get(index, {})
         return frozenset((bridge, item.interface.ip) for item, bridge in given.items())
 
-    async def current_addresses(self, link: Link | None, bridge: str) -> frozenset[IPAddress] | None:
-        """As `Network.bridge_addresses`. ``link``: the interface; None: it is gone."""
+    async def current_link(self, link: Link | None, addressed: str) -> AddressedLink | None:
+        """As `Network.addressed_link`. ``link``: the interface; None: it is gone."""
         port = None if link is None else await self._details(index=link.index)
         found = await self._details(index=port.master) if port is not None and port.master else None
         if found is None or not found.is_bridge:
-            found = await self._details(name=bridge)
-        return None if found is None else frozenset(each.ip for each in await self._assigned(found.link.index))
+            found = await self._details(name=addressed)
+        if found is None or not found.mac:
+            return None
+        return AddressedLink(found.mac, frozenset(each.ip for each in await self._assigned(found.link.index)))
+
+    async def require(self, name: str, bridge: str, *, create: bool, ending: Collection[str]) -> None:
+        """As `Network.require_bridge`."""
+        found = await self._details(name=bridge)
+        if found is not None and found.owner in ending:
+            found = None
+        if not create:
+            _require_bridge(bridge, found)
+        elif found is not None:
+            await self._require_ours(name, describe(OwnBridge(bridge), name), found)
 
     async def refuse_ipv6_again(self, name: str, index: int) -> None:
         """Repair what the interface with this index says and takes by IPv6, and the bridge of ours whose port it is.
@@ -406,14 +419,7 @@ class Bridges:
     async def _expect(self, name: str) -> BridgingLink:
         """The bridge. Raises MissingBridgeError if there is none, and HostError if the link is none: the end of a
         sentence."""
-        bridge = await self._find(name)
-        if bridge is None:
-            raise MissingBridgeError(
-                f"there is no bridge {name}; make it (`ip link add {name} up type bridge`), or say "
-                '"create": true, which makes it and removes it at the end'
-            )
-        if not bridge.is_bridge:
-            raise HostError(f"{name} is an interface{_of_kind(bridge)}, and no bridge; name a bridge")
+        bridge = _require_bridge(name, await self._find(name))
         self._indexes[name] = bridge.link.index
         return bridge
 
@@ -461,6 +467,18 @@ class Bridges:
                 if item.interface.version == version and _makes_route(item) and item.interface.network not in present
             }
         return lacking
+
+
+def _require_bridge(name: str, found: BridgingLink | None) -> BridgingLink:
+    """Raises as `Bridges._expect`. ``found``: the link ``name``."""
+    if found is None:
+        raise MissingBridgeError(
+            f"there is no bridge {name}; make it (`ip link add {name} up type bridge`), or say "
+            '"create": true, which makes it and removes it at the end'
+        )
+    if not found.is_bridge:
+        raise HostError(f"{name} is an interface{_of_kind(found)}, and no bridge; name a bridge")
+    return found
 
 
 def _kernel_version() -> tuple[int, int]:

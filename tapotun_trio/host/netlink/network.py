@@ -46,6 +46,7 @@ import trio
 from ...cooperative import run_cooperatively
 from ...errors import HostError, MissingBridgeError, ShortageError, shortage_of
 from ...families import IPAddress, IPInterface, IPNetwork, with_prefix
+from ..interfaces import AddressedLink
 from ..items import (
     CONNECTED_METRICS,
     MAIN_METRICS,
@@ -234,10 +235,15 @@ class Netlink:
                 if address.ip.version == 4 or not address.ip.is_link_local
             )
 
-    async def bridge_addresses(self, name: str, bridge: str) -> frozenset[IPAddress] | None:
-        """As `Network.bridge_addresses`."""
+    async def addressed_link(self, name: str, addressed: str) -> AddressedLink | None:
+        """As `Network.addressed_link`."""
         async with self._lock:
-            return await self._bridges.current_addresses(await self._find_link(name), bridge)
+            return await self._bridges.current_link(await self._find_link(name), addressed)
+
+    async def require_bridge(self, name: str, bridge: str, *, create: bool, ending: Collection[str]) -> None:
+        """As `Network.require_bridge`."""
+        async with self._lock:
+            await self._bridges.require(name, bridge, create=create, ending=ending)
 
     async def addresses(self) -> list[tuple[IPAddress, str]]:
         """The addresses by which others may reach this machine, each with the name of its interface."""

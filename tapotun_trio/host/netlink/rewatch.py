@@ -21,15 +21,10 @@ class Rewatch:
         lapsed: the watch has failed since it last worked, so a change may have been missed.
     """
 
-    def __init__(self, log: Log, consequence: str, is_needed: Callable[[], bool] = lambda: True) -> None:
-        """
-        Args:
-            consequence: what does not work while nothing is watched, for the log.
-            is_needed: whether that matters now. If not, a failure is logged at level debug.
-        """
+    def __init__(self, log: Log, consequence: str) -> None:
+        """``consequence``: what does not work while nothing is watched, for the log."""
         self._log = log
         self._consequence = consequence
-        self._is_needed = is_needed
         self._rate_limited = flap_damped()
         self._logged: str | None = None
         self._pause_s = RETRY_S[0]
@@ -57,7 +52,7 @@ class Rewatch:
 
     def _log_failure(self, reason: str) -> None:
         text = f"{reason}; {self._consequence}"
-        if reason == self._logged or not self._is_needed():
+        if reason == self._logged:
             self._log.debug("%s", text)
         else:
             self._logged = reason
