@@ -229,11 +229,6 @@ class _ServerValidator:
         if self._device == "tap" and "peers" in node.given:
             problem = "has no effect on a TAP interface, which base clients cannot use"
             self._findings.warning(node.at("peers"), "", problem, "remove it")
-        addressed = "net" in node.given or any("ip" in client.given for client in node.nodes("clients"))
-        if node.get("arp_guard", bool) and not addressed:
-            problem = 'protects no address, because there is neither a "net" nor a client with an "ip"'
-            remedy = "add the addresses of those clients that may claim no other, or remove it"
-            self._findings.warning(node.at("arp_guard"), "true", problem, remedy)
         if bridge is not None and bridge.bpdu_guard and node.get("bpdu", str) == "forward":
             problem = f"lets any client switch the port off that bpdu_guard protects in bridge {bridge.name}"
             self._findings.warning(node.at("bpdu"), '"forward"', problem, 'remove one, or set "bpdu": "drop"')

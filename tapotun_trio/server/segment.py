@@ -96,6 +96,7 @@ def rules_in_steps(config: ServerConfig, own: bytes, sessions: Sequence[Session]
             addresses[port] = frozenset(address.packed for address in client.addresses)
         if number % PART == 0:
             yield
+    pinned.pop(own, None)  # it needs no pin
     servers = frozenset(address.packed for address in config.own_addresses)
     return SwitchRules(
         own=own,

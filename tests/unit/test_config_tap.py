@@ -316,8 +316,6 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "1000000, without quotes"),
     ([client(storm_limit=5)], '[0].storm_limit: "storm_limit" is an unknown field in a client; it belongs in a server'),
     # --- warnings ---
-    ([tap(arp_guard=True)], 'warning: [0].arp_guard: true protects no address, because there is neither a "net" nor a '
-     'client with an "ip"; add the addresses of those clients that may claim no other, or remove it'),
     ([tap(peers=2)], "warning: [0].peers: has no effect on a TAP interface, which base clients cannot use; remove it"),
     ([tap(bridge={"name": "br0", "bpdu_guard": True}, bpdu="forward")], 'warning: [0].bpdu: "forward" lets any client '
      'switch the port off that bpdu_guard protects in bridge br0; remove one, or set "bpdu": "drop"'),
@@ -345,8 +343,9 @@ def test_an_address_of_a_client_is_checked_as_on_a_tun_interface(family: Family)
 
 
 @both_families
-def test_a_guard_of_one_address_is_no_warning(family: Family) -> None:
-    """The server's own is protected, too."""
+def test_a_guard_is_no_warning(family: Family) -> None:
+    """The server's own addresses are protected, those that its bridge has, and link-local ones."""
+    assert load_entries(tap(arp_guard=True))[1] == []
     assert load_entries(tap(net=family("10.10.0.1/24"), arp_guard=True))[1] == []
     clients = [allowed(ip=family("10.10.0.2")), allowed(token=B, ip=...)]
     assert load_entries(tap(net=family("10.10.0.1/24"), arp_guard=True, clients=clients))[1] == []

@@ -380,14 +380,16 @@ async def test_the_address_of_the_bridge_is_the_servers_own(caplog: pytest.LogCa
 
 async def test_no_client_uses_an_address_of_the_servers_side(caplog: pytest.LogCaptureFixture) -> None:
     """Such as that of the router there, also before it has said anything; a reload changes who is protected."""
-    server, segment = _alone(macs=(LAN,))
+    server, segment = _alone(macs=(LAN, OWN))
     assert not passes(server, 0, ether(BROADCAST, LAN))
     assert server.sessions[0].counters.drops == {"bad-mac": 1}
     assert f"frames from {mac_text(LAN)} are dropped, which is among the macs of this server" in caplog.text
     assert passes(server, 0, ether(LAN, A)), "it is known where it is"
     assert server.sessions[1].sender.got == []  # type: ignore[attr-defined]
-    (row,) = (row for row in run_now(segment.table_in_steps(100)).rows if row.mac == mac_text(LAN))
-    assert (row.client, row.pinned) == (None, True)
+    table = run_now(segment.table_in_steps(100))
+    found = Counter((row.mac, row.client, row.pinned) for row in table.rows if row.mac != mac_text(A))
+    assert found == {(mac_text(mac), None, True): 1 for mac in (LAN, OWN)}
+    assert table.total == len(table.rows)
     other = ether(BROADCAST, bytes.fromhex("02000000bb01"))
     segment.from_device(*_ranges(frame(other)))
     assert server.sessions[0].sender.got[-1] == other, "others may be there, too"  # type: ignore[attr-defined]
