@@ -73,25 +73,27 @@ class Interfaces:
         return lines
 
     async def _require_bridges(self, changes: Sequence[Change]) -> None:
-        """Raise HostError if an interface that is about to start could not become a port of its bridge."""
-        ending = {change.name for change in changes if change.kind in ("removed", "restart")}
+        """Raise HostError if an interface that is about to start could not become a port of its bridge, or if one that
+        stays would lose its own."""
+        ending = {change.name: change.before for change in changes if change.kind in ("removed", "restart")}
+        removed = {each.bridge.name for each in ending.values() if each and each.bridge and each.bridge.create}
         staying = [record.config for record in self._registry if record.config.name not in ending]
         after = [*staying, *(change.after for change in changes if change.after is not None)]
-        wanted = {
-            change.name: change.after.bridge
+        users = [each for each in staying if each.bridge is not None and each.bridge.name in removed]
+        users += [
+            change.after
             for change in changes
-            if change.kind in ("added", "restart")
-            and change.after is not None
-            and change.after.bridge is not None
-            and not _awaits_bridge(change.after, after)
-            and not _waits_already(change)
+            if change.after is not None and change.kind in ("added", "restart") and not _waits_already(change)
+        ]
+        wanted = {
+            each.name: each.bridge for each in users if each.bridge is not None and not _awaits_bridge(each, after)
         }
         if not wanted:
             return
         async with self._host.open_network() as network:
             for name, bridge in wanted.items():
                 try:
-                    await network.require_bridge(name, bridge.name, create=bridge.create, ending=ending)
+                    await network.require_bridge(name, bridge.name, create=bridge.create, ending=ending.keys())
                 except MissingBridgeError as exc:
                     raise MissingBridgeError(f"{name}: {exc}") from exc
                 except ShortageError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import signal
 from typing import Any
 
 import pytest
@@ -43,3 +45,42 @@ def test_both_are_ports_in_whatever_order_the_config_has_them(lab: Lab, maker_fi
         daemon.wait_for_log("ready: seg1", PATIENCE_S)
         assert "ERROR" not in daemon.log
     assert not has_interface(host, "br0")
+
+
+def test_a_reload_takes_no_bridge_away_from_another_interface(lab: Lab) -> None:
+    """Whether that one starts again or stays; it is refused before anything is stopped. The making may move."""
+    host = lab.host("server")
+    own = {"name": "br0", "create": True}
+    file = host.tmp / "shared.json"
+
+    def write(*configs: Config) -> None:
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(configs), encoding="utf-8")
+
+    def ports() -> dict[str, str | None]:
+        links = {link["ifname"]: link.get("master") for link in host.ip("link show")}
+        return {name: master for name, master in links.items() if name.startswith("seg")}
+
+    write(server("seg0", 8080, own), server("seg1", 8081, "br0"))
+    with no_leaks(host), running(host, str(file)) as daemon:
+
+        def reload(*configs: Config, told: str) -> None:
+            before = daemon.log.count(told)
+            write(*configs)
+            daemon.signal(signal.SIGHUP)
+            wait_until(lambda: daemon.log.count(told) > before, PATIENCE_S, told, daemon.tail)
+
+        both = {"seg0": "br0", "seg1": "br0"}
+        wait_until(lambda: ports() == both, PATIENCE_S, "both to be ports", daemon.tail)
+        index = host.ip("link show br0")[0]["ifindex"]
+        for port in (8081, 8082):
+            reload(server("seg1", port, "br0"), told="reload: nothing was changed")
+            assert (
+                daemon.log.count("seg1: interface seg0 made bridge br0, which goes when that one stops") == port - 8080
+            )
+        assert ports() == both
+        assert host.ip("link show br0")[0]["ifindex"] == index
+        reload(server("seg0", 8080, "br0"), server("seg1", 8081, own), told="reload: done")
+        wait_until(lambda: ports() == both, PATIENCE_S, "both to be ports again", daemon.tail)
+        reload(server("seg1", 8081, own), told="reload: done")
+        assert ports() == {"seg1": "br0"}

@@ -86,6 +86,12 @@ class Bridges:
         """As `Network.require_bridge`."""
         found = await self._details(name=bridge)
         if found is not None and found.owner in ending:
+            if not create:
+                owner = one_line(found.owner or "")
+                raise MissingBridgeError(
+                    f"interface {owner} made bridge {bridge}, which goes when that one stops; say "
+                    '"create": true here, or leave it there'
+                )
             found = None
         if not create:
             _require_bridge(bridge, found)
