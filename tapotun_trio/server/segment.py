@@ -179,6 +179,7 @@ class Segment:
         self._refreshed_at = self._expired_at = float("-inf")
         self._faults = Faults()
         self._move_log: RateLimitedLog | None = None
+        self._misuse_log: RateLimitedLog | None = None
 
     @property
     def has_guard(self) -> bool:
@@ -480,7 +481,10 @@ class Segment:
 
     def _decide_for_device(self, key: bytes) -> To | Literal[Everybody.ELSE]:
         try:
-            return self._decide(DEVICE, self._device_verdicts, key)
+            to = self._decide(DEVICE, self._device_verdicts, key)
+            if to is DropReason.BAD_MAC:
+                self._tell_device_misuse(key[MAC_BYTES:])
+            return to
         except Exception as exc:  # noqa: BLE001 - logged with its traceback
             reason = self._faults.log(self._log, trio.current_time(), "frame from the device dropped", exc)
             return DropReason.INTERNAL_ERROR if reason is EndReason.INTERNAL_ERROR else DropReason.NO_MEMORY
@@ -601,6 +605,15 @@ class Segment:
         limited = port.misuse_log = port.misuse_log or _damped()
         text = f"frames from {mac_text(source)} are dropped, {why}"
         limited.log(port.session.log, logging.WARNING, trio.current_time(), text)
+
+    def _tell_device_misuse(self, source: bytes) -> None:
+        owner = self.switch.rules.pinned.get(source)
+        if owner is None:
+            return
+        limited = self._misuse_log = self._misuse_log or _damped()
+        text = f"frames from {mac_text(source)} on the server's side are dropped, which is among the macs of "
+        text += f"{self._side(owner)}; is that machine there, or is there a loop?"
+        limited.log(self._log, logging.WARNING, trio.current_time(), text)
 
 
 def _weight(length: int, gso_type: int, gso_size: int) -> int:

@@ -477,10 +477,11 @@ async def test_sources_that_it_may_not_use() -> None:
         assert it.session("b").counters.drops == {"bad-mac": 1}
         assert it.server.device_drops == {"bad-mac": 1}
         lines = it.lines("are dropped")
-        assert len(lines) == 3
+        assert len(lines) == 4
         assert "02:00:00:00:00:01 are dropped, which is the address of this server's interface" in lines[0]
         assert f"{mac_text(B)} are dropped, which is among the macs of client b" in lines[1]
         assert f"{mac_text(C)} are dropped, which is not among its macs" in lines[2]
+        assert f"{mac_text(B)} on the server's side are dropped, which is among the macs of client b" in lines[3]
 
 
 async def test_frames_to_itself_go_nowhere() -> None:

@@ -395,3 +395,15 @@ async def test_no_client_uses_an_address_of_the_servers_side(caplog: pytest.LogC
     assert server.sessions[0].sender.got[-1] == other, "others may be there, too"  # type: ignore[attr-defined]
     server.reconfigure(replace(server._config, macs=()))
     assert passes(server, 0, ether(BROADCAST, LAN))
+
+
+async def test_an_address_of_a_client_on_the_servers_side_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as a laptop's that is plugged in there, and whose frames nobody gets."""
+    server, segment = _alone(clients=(replace(CLIENTS[0], macs=(A,)), *CLIENTS[1:]))
+    segment.from_device(*_ranges(frame(ether(BROADCAST, A)), frame(ether(BROADCAST, BROADCAST))))
+    assert [session.sender.got for session in server.sessions] == [[], [], []]  # type: ignore[attr-defined]
+    assert server.device_drops == {"bad-mac": 2}
+    (record,) = caplog.records
+    text = f"frames from {mac_text(A)} on the server's side are dropped, which is among the macs of client a; is that"
+    assert record.getMessage().startswith(text)
+    assert record.levelno == logging.WARNING
