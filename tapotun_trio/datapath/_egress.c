@@ -182,7 +182,7 @@ static int report(Pump *p, Port *port, PyObject *events)
 	return 0;
 }
 
-/* Take the socket away from a port. Its rest stays until it is attached or freed. */
+/* Take the socket away from a port. Its rest stays until `detach` asks for it, or the port is freed. */
 static void let_go(Pump *p, Port *port)
 {
 	if (port->sock >= 0 && port->polled)
@@ -269,10 +269,13 @@ static PyObject *Pump_failure(PyObject *self, PyObject *arg)
 	return port ? PyLong_FromLong(port->failed) : NULL;
 }
 
-PyDoc_STRVAR(waiting_doc, "waiting(port) -> bytes that its socket has not taken");
+PyDoc_STRVAR(waiting_doc, "waiting(port) -> bytes that its socket has not taken\n\nAt least 1 if it has failed while attached: the rest\n"
+	"of a chunk may be lost, so nobody may send behind it.");
 
 static PyObject *Pump_waiting(PyObject *self, PyObject *arg)
 {
 	Port *port = named(self, arg, PORT);
-	return port ? PyLong_FromSize_t(port->size - port->sent) : NULL;
+	if (!port)
+		return NULL;
+	return PyLong_FromSize_t(port->size > port->sent ? port->size - port->sent : port->sock >= 0 && port->failed);
 }

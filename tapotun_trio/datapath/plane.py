@@ -476,7 +476,8 @@ class PlanePort:
 
     @property
     def waiting_bytes(self) -> int:
-        """What the socket has not taken. While it is 0, others may also send on the socket."""
+        """What the socket has not taken; at least 1 if the plane has failed to send on it. While it is 0, others may
+        also send on the socket."""
         return self._plane.pump.waiting(self.number)
 
     def lend(self, connection: Connection, lender: PortLender) -> None:

@@ -368,7 +368,8 @@ class Sender:
                 self._wake.set()
 
     def _yield_if_full(self) -> None:
-        """If something waits in the plane for the socket, what comes now has to wait behind it."""
+        """If something waits in the plane for the socket, what comes now has to wait behind it. If the plane has failed
+        to send, maybe in the middle of a chunk, the stream is broken."""
         if self._port is not None and self._port.waiting_bytes:
             self._take_back()
             self._wake.set()

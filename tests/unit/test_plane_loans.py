@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
 import pytest
 import trio
 
+from tapotun_trio.datapath import plane as plane_module
 from tapotun_trio.datapath import tun_io
 from tapotun_trio.datapath.plane import current_plane
 from tapotun_trio.datapath.scheduler import SendScheduler
+from tapotun_trio.datapath.sender import Sender
 from tapotun_trio.datapath.tun_io import SHORTAGE_PAUSE_S
 from tapotun_trio.errors import EndReason
 from tapotun_trio.server.server import TunnelServer
+from tapotun_trio.wire.frames import encode_echo
 
 from ..fakes import HANG_S
 from ..packets import frame, ipv4
@@ -186,6 +193,54 @@ def test_no_memory_for_what_a_full_socket_has_left(how: str) -> None:
         assert is_lent(world)
         assert len(decode(bytes(peer.bodies[1]))) >= 3
         assert current_plane() is plane
+
+    trio.run(partial(in_world, Scenario((), small_sockets=True), work, native=True))
+
+
+@contextmanager
+def little_memory(more_bytes: int) -> Iterator[None]:
+    """Within the block this process gets that much more memory at the most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize("what", ["packets", "control"])
+def test_nothing_follows_half_a_chunk_for_whose_rest_there_was_no_memory(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer reads before Python hears of it. In the same turn Python gets a packet of another flow to send there."""
+    monkeypatch.setattr(plane_module, "BACKLOG_BYTES", 1 << 30)  # the pump asks for all of it at once
+    real = Sender.send
+
+    async def work(world: World) -> None:
+        await play_all(world, *WARM_UP, *EVERYONE_READS)
+        peer = world.peers[0]
+        assert is_lent(world)
+        before = len(peer.bodies[0])
+
+        def send(sender: Sender, frames: memoryview, packets: int) -> None:
+            if sender is peer.sender:
+                peer.read(1 << 30)
+                if what == "control":
+                    sender.send_control(encode_echo(7))
+                    return
+            real(sender, frames, packets)
+
+        monkeypatch.setattr(Sender, "send", send)
+        with little_memory(1 << 28):
+            burst = from_host(A, 1400, 60) + from_host(A, 60, source="203.0.113.9")
+            await play_all(world, Packets(0, burst))
+        await world.finish()
+        assert peer.serve_ends == [EndReason.BROKEN]
+        begun = bytes(peer.bodies[0][before:])
+        whole = b"".join(frame(data[12:]) for data in burst[:-1])
+        assert 0 < len(begun) < len(whole)
+        assert (b"%x\r\n" % len(whole) + whole).startswith(begun)
 
     trio.run(partial(in_world, Scenario((), small_sockets=True), work, native=True))
 
