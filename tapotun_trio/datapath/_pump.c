@@ -364,7 +364,7 @@ static int handle(Pump *p, const struct epoll_event *event, PyObject *events)
 	if (inlet && !inlet->told && !inlet->resume && inlet->shown != p->turn)
 		return receive(p, inlet, events);
 	if (port && port->sock >= 0) {
-		if (port->size) {
+		if (port->size && !port->failed) { /* the first failure says why */
 			flush(p, port);
 			touch(p, &port->object);
 		} else if (event->events & (EPOLLERR | EPOLLHUP)) {

@@ -6,13 +6,14 @@ counted twice, or by both, breaks the stream: the oracle at the other end cannot
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
 import struct
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from mmap import mmap
 from typing import Final
 
@@ -36,6 +37,9 @@ from tapotun_trio.wire.frames import LENGTH_BYTES, FrameRange, FrameReader, each
 from ..packets import frame, ipv4
 from .test_tls_records import ends
 from .tls_oracle import HANDSHAKE, SUITES, Direction, Reader, key_update
+
+if planes.BUILT:
+    from tapotun_trio.datapath import _pump
 
 pytestmark = pytest.mark.skipif(
     not (planes.BUILT and tls_records.can_open_records()), reason="the native part is not built, or finds no libcrypto"
@@ -262,6 +266,31 @@ async def test_a_stream_that_is_sent(suite: int) -> None:
     assert counters.tx_packets == len(numbers)
     assert 0 < by_python < PACKETS
     assert reader.updates > 50
+
+
+def test_a_reset_is_told_as_a_reset() -> None:
+    """The socket says it once: whatever is sent after that fails with EPIPE. The device and the reset are seen in one
+    turn, which looks at the socket twice."""
+    pump, tls = _pump.Pump(-1), ends(0x1301)[0]
+    table, port = pump.table(planes.ALL_ALIKE), pump.port()
+    packet = ipv4("10.10.0.1", "10.10.0.2", b"x")
+    pump.learn(table, frame(packet), _pump.TO_PORT, port)
+    with ExitStack() as stack:
+        device, host = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        ours = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+        for end in (device, host, ours, far):
+            stack.enter_context(end)
+        for end in (device, ours):
+            end.setblocking(False)
+        pump.attach(port, ours.fileno(), 1000, tls)
+        pump.reader((device.fileno(),), table, mmap(-1, planes.SLAB_BYTES), planes.BURST_BYTES, 0)
+        host.send(bytes(VNET_BYTES) + packet)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far.close()
+        assert pump.wait(0)[0] == [(_pump.FAILED, port, errno.ECONNRESET)]
+        pump.close()
 
 
 @pytest.mark.parametrize("at", ["plane", "python"])
