@@ -72,8 +72,11 @@ def _chunks(data: bytes, size: int) -> bytes:
     return b"".join(chunk_head(len(piece)) + piece + b"\r\n" for piece in pieces)
 
 
-def _input(program: bytes, stream: bytes, *, ethernet: bool = False) -> bytes:
-    return struct.pack("<H", len(program) | (0x8000 if ethernet else 0)) + program + stream
+def _input(program: bytes, stream: bytes, *, ethernet: bool = False, tls: bytes = b"") -> bytes:
+    """``tls``: how often the keys to each peer change, the size of records, which are other than data, which one is
+    damaged, and when a cipher fails."""
+    kind = (0x8000 if ethernet else 0) | (0x4000 if tls else 0)
+    return struct.pack("<H", len(tls + program) | kind) + tls + program + stream
 
 
 _TSO: Final = struct.pack("<BBHHHHH", 1, 1, 40, 1400, 20, 16, 0)
@@ -104,6 +107,13 @@ _PROGRAMS: Final = (
     bytes((0, 0, 0, 0, 0, 0, 0, 99, 99)) + bytes((15, 1, 0x3E, 0, 4, 0x45, 0x85, 0xC4)) * 50,
     bytes((0, 0, 0, 0, 0, 0, 0, 2, 2)) + bytes((15, 9, 0x36, 65, 40, 0xC8, 0x44, 0x80)) * 60,
     bytes(n * 37 & 0xFF for n in range(600)),
+)
+# Full records alone; short ones, with a KeyUpdate now and then; empty ones and a damaged one; a cipher that fails.
+_TLS: Final = (
+    bytes((31, 31, 0, 0, 0, 0)),
+    bytes((1, 4, 7, 5, 0, 0)),
+    bytes((3, 0, 40, 4, 5, 0)),
+    bytes((9, 9, 1, 0, 0, 9)),
 )
 # Whatever it is read as: wait, the stream is ready, and brings all that it has.
 _ALWAYS: Final = bytes((0, 0, 0, 0, 0, 0, 0, 8, 8)) + b"\x0a" * 200
@@ -152,7 +162,10 @@ _ETHERNET_STREAMS: Final = (
 SEEDS: Final = [
     *[_input(program, stream) for program in _PROGRAMS for stream in _STREAMS],
     *[_input(program, stream, ethernet=True) for program in _PROGRAMS for stream in _ETHERNET_STREAMS],
+    *[_input(program, stream, tls=tls) for program in _PROGRAMS for stream in _STREAMS for tls in _TLS],
+    *[_input(_PROGRAMS[0], stream, ethernet=True, tls=_TLS[0]) for stream in _ETHERNET_STREAMS],
     _input(_ALWAYS, _MANY),
+    _input(_ALWAYS, _chunks(_frame(0, 60_000, _TSO) * 9, 1 << 18), tls=_TLS[0]),
 ]
 
 

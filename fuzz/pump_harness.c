@@ -2,7 +2,9 @@
  *
  *     input:  u16 size of the program | the program | what the stream brings
  *
- * The highest bit of the size says that the frames carry Ethernet frames.
+ * The highest bit of the size says that the frames carry Ethernet frames, the next one that there is TLS: then the stream
+ * comes in records, and what goes to the peers is sealed. The ciphers here change nothing, and a tag is the nonce, so a
+ * record number that was used twice or left out shows.
  *
  * The program decides what is called, and what each system call does: how much it takes or brings, and its errors, those
  * of malloc too. Nothing is a real descriptor, and time is what the program says, so every input runs the same again.
@@ -62,13 +64,17 @@ enum { TRIO = 0, STREAM = 1, DEVICE_A = 2, DEVICE_B = 3, PEER = 4 };
 #define OUT_BYTES (16u << 20)
 #define BUFFER_BYTES (256 * 1024)
 #define SLAB_BYTES (256 * 1024)
+#define RAW_BYTES (128 * 1024)
 #define BURST (120 * 1024)
 
 static struct { const uint8_t *at; size_t left; } program, stream;
+/* The records that the stream comes in: where each ends, and its content. */
+static struct { size_t end, size; const uint8_t *content; } *record;
+static size_t records_come, records, stream_come, damaged;
 static struct { int watched; uint32_t events; uint64_t tag; } watch[FDS];
 static uint64_t now_ns;
 static unsigned fail_at, allocations;
-static int ethernet;
+static int ethernet, secure;
 static unsigned least; /* bytes of a packet or an Ethernet frame */
 
 /* What the stream brought, out of its chunks; `seen`: where the next frame begins that has not come out. */
@@ -76,8 +82,8 @@ static uint8_t *payload;
 static size_t payload_bytes, seen;
 static uint8_t *gone; /* 1 where a frame begins behind `seen` that has come out, or cannot any more */
 static struct { uint64_t left, size; int state, digits, stopped; } ref;
-/* What each peer got since its chunks began. */
-static struct { uint8_t *bytes; size_t size; int broken; } out[PEERS];
+/* What each peer got since its chunks began; with TLS, `number` is that of the next record. */
+static struct { uint8_t *bytes; size_t size; int broken; uint64_t number; } out[PEERS];
 
 static unsigned next(void)
 {
@@ -279,10 +285,150 @@ static void came_out_merged(const uint8_t *body, size_t size)
 	}
 }
 
-static void check_chunks(int peer)
+/* ---- TLS */
+
+struct evp_cipher_ctx { uint8_t nonce[IV_BYTES], tag[IV_BYTES]; int opens; };
+static unsigned cipher_calls, cipher_fails_at;
+
+static Context *fake_context(void) { return (calloc)(1, sizeof(Context)); }
+static void fake_end(Context *context) { free(context); }
+static void fake_clear(void) { }
+static const void *fake_kind(void) { return "any"; }
+
+static int fake_begin(Context *context, const void *cipher, void *engine, const uint8_t *key, const uint8_t *iv, int encrypt)
 {
-	const uint8_t *at = out[peer].bytes, *end = at + out[peer].size;
-	while (!out[peer].broken && at < end) {
+	(void)cipher, (void)engine, (void)key, (void)encrypt;
+	if (iv)
+		memcpy(context->nonce, iv, IV_BYTES);
+	return 1;
+}
+
+static int fake_update(Context *context, uint8_t *to, int *written, const uint8_t *from, int size)
+{
+	(void)context;
+	if (to)
+		memcpy(to, from, (size_t)size);
+	*written = size;
+	return ++cipher_calls != cipher_fails_at;
+}
+
+static int fake_final(Context *context, uint8_t *to, int *written)
+{
+	int good = !context->opens || !memcmp(context->tag, context->nonce, IV_BYTES);
+	(void)to;
+	context->opens = *written = 0;
+	return good;
+}
+
+static int fake_control(Context *context, int what, int size, void *data)
+{
+	CHECK(size == TAG_BYTES);
+	if (what == SET_TAG)
+		memcpy(context->tag, data, IV_BYTES), context->opens = 1;
+	else
+		memset(data, 0, TAG_BYTES), memcpy(data, context->nonce, IV_BYTES);
+	return 1;
+}
+
+static uint8_t *fake_hmac(const void *hash, const void *key, int key_bytes, const uint8_t *data, size_t bytes, uint8_t *to, unsigned *written)
+{
+	(void)hash, (void)key, (void)key_bytes, (void)data, (void)bytes;
+	*written = 48;
+	return memset(to, 0, *written);
+}
+
+static void fake_crypto(void)
+{
+	crypto.create = fake_context, crypto.destroy = fake_end, crypto.init = fake_begin, crypto.update = fake_update;
+	crypto.final = fake_final, crypto.control = fake_control, crypto.hmac = fake_hmac, crypto.clear_errors = fake_clear;
+	for (int i = 0; i < 3; i++)
+		crypto.cipher[i] = crypto.hash[i] = fake_kind;
+	crypto.loaded = 1;
+}
+
+static void number_tag(uint8_t *tag, uint64_t number)
+{
+	memset(tag, 0, TAG_BYTES);
+	for (int i = 0; i < 8; i++)
+		tag[IV_BYTES - 1 - i] = (uint8_t)(number >> 8 * i);
+}
+
+/* Put a record behind the others. */
+static void put_record(uint8_t *records, size_t *at, uint64_t number, unsigned kind, const uint8_t *content, size_t size, size_t padding)
+{
+	size_t body = size + 1 + padding + TAG_BYTES;
+	uint8_t *to = records + *at;
+	to[0] = APPLICATION_DATA, to[1] = to[2] = 3, to[3] = (uint8_t)(body >> 8), to[4] = (uint8_t)body;
+	memcpy(to + RECORD_HEAD, content, size);
+	to[RECORD_HEAD + size] = (uint8_t)kind;
+	memset(to + RECORD_HEAD + size + 1, 0, padding);
+	number_tag(to + RECORD_HEAD + size + 1 + padding, number);
+	*at += RECORD_HEAD + body;
+}
+
+/* Make records of the stream: of which size, after how many there are others than data, and which one is damaged, the
+ * program says. */
+static void make_records(void)
+{
+	static const uint8_t update[] = { 24, 0, 0, 1, 1 };
+	static uint8_t *bytes;
+	size_t at = 0, most = next() * 67u, every = next(), count = 0, start;
+	uint64_t number = 0;
+	damaged = next();
+	free(bytes);
+	free(record);
+	bytes = malloc(64 * stream.left + 1024);
+	record = malloc((stream.left + 1) * sizeof *record);
+	records = records_come = stream_come = 0;
+	for (size_t from = 0; from < stream.left; count++) {
+		size_t size = most && most < RECORD_BYTES ? most : RECORD_BYTES;
+		if (size > stream.left - from)
+			size = stream.left - from;
+		if (every && count % every == every - 1) {
+			put_record(bytes, &at, number++, every & 1 ? HANDSHAKE : APPLICATION_DATA, update, every & 1 ? sizeof update : 0, 0);
+			number = every & 1 ? 0 : number;
+		}
+		start = at;
+		put_record(bytes, &at, number++, APPLICATION_DATA, stream.at + from, size, count % 7 == 3 ? count % (MAX_EXPANSION - TAG_BYTES) : 0);
+		if (damaged && count == damaged)
+			bytes[start + RECORD_HEAD + size / 2] ^= 1, bytes[at - 5] ^= 1;
+		record[records].end = at;
+		record[records].size = size;
+		record[records++].content = stream.at + from;
+		from += size;
+	}
+	stream.at = bytes;
+	stream.left = at;
+}
+
+/* Replace what a peer got by what is in its records; all of them must be whole, and have their numbers. */
+static void unseal(int peer)
+{
+	uint8_t *from = out[peer].bytes, *end = from + out[peer].size, *to = from, tag[TAG_BYTES];
+	while (from < end) {
+		CHECK(end - from >= RECORD_HEAD);
+		size_t body = body_bytes(from);
+		CHECK(body && (size_t)(end - from) >= RECORD_HEAD + body);
+		number_tag(tag, out[peer].number++);
+		CHECK(!memcmp(from + RECORD_HEAD + body - TAG_BYTES, tag, IV_BYTES));
+		size_t size = body - TAG_BYTES - 1;
+		if (from[RECORD_HEAD + size] == HANDSHAKE) {
+			CHECK(size == KEY_UPDATE_BYTES);
+			out[peer].number = 0;
+		} else {
+			CHECK(from[RECORD_HEAD + size] == APPLICATION_DATA);
+			memmove(to, from + RECORD_HEAD, size);
+			to += size;
+		}
+		from += RECORD_HEAD + body;
+	}
+	out[peer].size = (size_t)(to - out[peer].bytes);
+}
+
+/* Whether these are chunks of whole frames, and nothing else, is checked. */
+static void check_whole(const uint8_t *at, const uint8_t *end)
+{
+	while (at < end) {
 		size_t size = 0;
 		int v;
 		for (; at < end && (v = hex(*at)) >= 0; at++)
@@ -297,6 +443,15 @@ static void check_chunks(int peer)
 		}
 		CHECK(frame == stop);
 		at = stop + 2;
+	}
+}
+
+static void check_chunks(int peer)
+{
+	if (!out[peer].broken) {
+		if (secure)
+			unseal(peer);
+		check_whole(out[peer].bytes, out[peer].bytes + out[peer].size);
 	}
 	out[peer].size = 0;
 	out[peer].broken = 0;
@@ -370,7 +525,7 @@ static ssize_t fake_recv(int fd, void *to, size_t size, int flags)
 {
 	unsigned what = next();
 	size_t most = what & 64 ? next() : what & 128 ? next16() * 4u : size;
-	CHECK(fd == STREAM && size >= MAX_FRAME_BYTES && flags == MSG_DONTWAIT);
+	CHECK(fd == STREAM && size >= (secure ? MAX_RECORD_BYTES : MAX_FRAME_BYTES) && flags == MSG_DONTWAIT);
 	if (what % 16 && what % 16 < 4)
 		return failing(what % 16);
 	if (what % 16 == 5)
@@ -383,10 +538,13 @@ static ssize_t fake_recv(int fd, void *to, size_t size, int flags)
 		return failing(0);
 	memcpy(to, stream.at, most);
 	memset((uint8_t *)to + most, 0xEE, size - most < 100 ? size - most : 100); /* nobody may rely on what was there */
-	for (size_t i = 0; i < most; i++)
+	for (size_t i = 0; i < most && !secure; i++)
 		ref_take(stream.at[i]);
 	stream.at += most;
 	stream.left -= most;
+	for (stream_come += most; secure && records_come < records && record[records_come].end <= stream_come; records_come++)
+		for (size_t i = 0; i < record[records_come].size; i++)
+			ref_take(record[records_come].content[i]);
 	return (ssize_t)most;
 }
 
@@ -487,9 +645,9 @@ static int fake_clock(struct timespec *now)
 
 static PyObject *type, *rules, *ethernet_rules;
 static struct {
-	PyObject *pump, *buffer, *slab;
+	PyObject *pump, *buffer, *slab, *raw, *opens, *seals[PEERS]; /* opens, seals: NULL without TLS */
 	unsigned long long table, outlet, reader, inlet, port[PEERS];
-	int attached[PEERS], failed;
+	int attached[PEERS], failed, over; /* over: the pump receives nothing more */
 } world;
 
 /* Call a method; a number that it returns goes to `number`. An error is passed over: 0 is no object's number. */
@@ -515,41 +673,94 @@ static PyObject *call(unsigned long long *number, const char *name, const char *
 
 #define DO(...) Py_XDECREF(call(NULL, __VA_ARGS__))
 
+/* A Tls object; its keys change after so many records. NULL without TLS, and if there is no memory. */
+static PyObject *new_tls(unsigned most)
+{
+	static const char secret[64] = "0000000000000000000000000000000000000000000000000000000000000000";
+	unsigned fails = cipher_fails_at;
+	cipher_fails_at = 0;
+	PyObject *tls = secure ? PyObject_CallFunction((PyObject *)tls_type, "iy#y#I", 0x1301, secret, (Py_ssize_t)64, secret, (Py_ssize_t)64, most) : NULL;
+	cipher_fails_at = fails;
+	CHECK(!secure || tls);
+	return tls;
+}
+
 static void detach(int peer)
 {
 	PyObject *rest = call(NULL, "detach", "(K)", world.port[peer]);
 	if (rest)
 		got(peer, PyBytes_AsString(rest), (size_t)PyBytes_Size(rest));
 	Py_XDECREF(rest);
-	if (world.attached[peer] && rest)
+	if (world.attached[peer] && rest) {
+		int broken = out[peer].broken;
 		check_chunks(peer);
+		if (broken && secure) {
+			Py_CLEAR(world.seals[peer]);
+			world.seals[peer] = new_tls(1 + next() % 32);
+			out[peer].number = 0;
+		}
+	}
 	world.attached[peer] = 0;
 }
 
 static void attach(int peer)
 {
-	PyObject *done = call(NULL, "attach", "(KiI)", world.port[peer], PEER + peer, next() * 1024);
+	PyObject *done = call(NULL, "attach", "(KiIO)", world.port[peer], PEER + peer, next() * 1024, secure ? world.seals[peer] : Py_None);
 	world.attached[peer] |= done != NULL;
 	Py_XDECREF(done);
+}
+
+static void start_inlet(Py_ssize_t head, Py_ssize_t tail, unsigned long long left, int after, Py_ssize_t raw_head, Py_ssize_t raw_tail)
+{
+	Py_XDECREF(call(&world.inlet, "inlet", "(iKKOnnKiOOnn)", STREAM, world.outlet, world.table, world.buffer, head, tail, left, after,
+		secure ? world.opens : Py_None, world.raw, raw_head, raw_tail));
+}
+
+/* Take a record that the pump has left, as Python does. Returns whether the stream goes on behind it. */
+static int take_other(Py_ssize_t *raw_head, Py_ssize_t raw_tail)
+{
+	PyObject *taken = PyObject_CallMethod(world.opens, "take", "Onn", world.raw, *raw_head, raw_tail), *content;
+	int kind = 0;
+	if (!taken) {
+		CHECK(PyErr_ExceptionMatches(PyExc_ValueError) && (damaged || cipher_fails_at));
+		PyErr_Clear();
+		return 0;
+	}
+	CHECK(PyArg_ParseTuple(taken, "niO", raw_head, &kind, &content) && *raw_head <= raw_tail);
+	CHECK(kind != APPLICATION_DATA || !PyBytes_Size(content) || cipher_fails_at);
+	int empty = !PyBytes_Size(content);
+	Py_DECREF(taken);
+	if (kind == HANDSHAKE)
+		Py_XDECREF(PyObject_CallMethod(world.opens, "update", "i", 1));
+	CHECK(!PyErr_Occurred());
+	return kind == HANDSHAKE || empty;
 }
 
 /* End the inlet, and begin it again from its state, as another of the same stream would. */
 static void restart_inlet(int again)
 {
 	PyObject *state = call(NULL, "state", "(K)", world.inlet);
-	Py_ssize_t head = 0, tail = 0, pos = 0, end = 0, raw_head, raw_tail;
+	Py_ssize_t head = 0, tail = 0, pos = 0, end = 0, raw_head = 0, raw_tail = 0;
 	unsigned long long left = 0;
-	int after = 0, other;
+	int after = 0, other = 0;
 	if (state) {
 		CHECK(PyArg_ParseTuple(state, "nnnnKinnp", &head, &tail, &pos, &end, &left, &after, &raw_head, &raw_tail, &other));
 		CHECK(0 <= head && head <= tail && tail <= pos && pos <= end && end <= BUFFER_BYTES);
+		CHECK(0 <= raw_head && raw_head <= raw_tail && raw_tail <= RAW_BYTES);
 	}
-	Py_XDECREF(state);
+	const Inlet *in = find((Pump *)world.pump, world.inlet, INLET);
+	int resumes = in && in->resume;
 	DO("free", "(K)", world.inlet);
 	world.inlet = 0;
 	/* What was received and not decoded is Python's to decode: then this stream is over. */
-	if (again && state && pos == end && tail - head < MAX_FRAME_BYTES)
-		Py_XDECREF(call(&world.inlet, "inlet", "(iKKOnnKi)", STREAM, world.outlet, world.table, world.buffer, head, tail, left, after));
+	int whole = state && pos == end && tail - head < MAX_FRAME_BYTES && !(resumes && tail - head >= LENGTH_BYTES);
+	Py_XDECREF(state);
+	if (!whole)
+		return;
+	if (other)
+		again = take_other(&raw_head, raw_tail);
+	if (again)
+		start_inlet(head, tail, left, after, raw_head, raw_tail);
 }
 
 static void restart_reader(void)
@@ -558,6 +769,27 @@ static void restart_reader(void)
 	PyObject *queues = Py_BuildValue("(ii)", DEVICE_A, DEVICE_B);
 	/* The device is written to at its first queue, which may be read as well. */
 	Py_XDECREF(call(&world.reader, "reader", "(NKOIK)", queues, world.table, world.slab, BURST, world.port[next() & 1]));
+}
+
+/* Python sends on a socket that is lent, too, while nothing waits in the pump. So what was sent must be whole then. */
+static void python_sends(int peer)
+{
+	static const uint8_t chunk[] = "22\r\n\x14\0\0\0\0\0\0\0\0\0\0\0\0\0\x45\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\2\r\n";
+	unsigned long long waiting = 1;
+	Py_XDECREF(call(&waiting, "waiting", "(K)", world.port[peer]));
+	if (!world.attached[peer] || waiting || out[peer].broken || ethernet)
+		return;
+	PyObject *sealed = secure ? PyObject_CallMethod(world.seals[peer], "seal", "y#", chunk, (Py_ssize_t)sizeof chunk - 1) : NULL;
+	if (!secure) {
+		check_whole(out[peer].bytes, out[peer].bytes + out[peer].size);
+		got(peer, chunk, sizeof chunk - 1);
+	} else if (sealed) {
+		got(peer, PyBytes_AsString(sealed), (size_t)PyBytes_Size(sealed));
+	} else {
+		CHECK(cipher_fails_at || PyErr_ExceptionMatches(PyExc_MemoryError));
+		PyErr_Clear();
+	}
+	Py_XDECREF(sealed);
 }
 
 static void learn(const uint8_t *frame, size_t size)
@@ -591,6 +823,8 @@ static void see_frames(PyObject *ranges, PyObject *memory, int of_stream)
 		}
 		if (ethernet || buf[start + HEADER_BYTES] >> 4 == 4 || buf[start + HEADER_BYTES] >> 4 == 6)
 			learn(buf + start, size);
+		if (way_of(buf + start) == TO_PEER)
+			python_sends(address_of(buf + start) >> 2 & 1);
 		before = stop;
 	}
 	PyBuffer_Release(&view);
@@ -649,17 +883,34 @@ static void step(void)
 		DO("free", "(K)", world.port[peer]);
 		Py_XDECREF(call(&world.port[peer], "port", "()"));
 		break;
-	case 9: DO("halt", "(K)", op & 16 ? world.reader : world.inlet); break;
+	case 9:
+		DO("halt", "(K)", op & 16 ? world.reader : world.inlet);
+		world.over |= !(op & 16);
+		break;
 	case 10:
 		if (op != 0xFA) { /* seldom: little happens after it */
 			wait_once();
 			break;
 		}
 		DO("close", "()");
+		world.over = 1;
 		for (int fd = 0; fd < FDS; fd++)
 			CHECK(!watch[fd].watched || fd == TRIO);
 		break;
+	case 11: python_sends((int)peer); break;
 	default: wait_once();
+	}
+}
+
+/* While the stream goes on, all that came of it has come out, but for what the pump was told to send elsewhere. */
+static void check_complete(void)
+{
+	for (size_t at = seen; world.inlet && !world.over && !ref.stopped && payload_bytes - at >= 2;) {
+		size_t length = rd16(payload + at);
+		if (length && payload_bytes - at < HEADER_BYTES + length)
+			break;
+		CHECK(!length || gone[at] || way_of(payload + at) == TO_NOBODY || way_of(payload + at) == TO_PEER);
+		at += length ? HEADER_BYTES + length : 2;
 	}
 }
 
@@ -682,10 +933,12 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 		out[peer].bytes = malloc(OUT_BYTES);
 	world.buffer = PyByteArray_FromStringAndSize(NULL, BUFFER_BYTES);
 	world.slab = PyByteArray_FromStringAndSize(NULL, SLAB_BYTES);
+	world.raw = PyByteArray_FromStringAndSize(NULL, RAW_BYTES);
+	fake_crypto();
 	CHECK(type);
 	CHECK(rules);
 	CHECK(ethernet_rules);
-	CHECK(payload && gone && world.buffer && world.slab);
+	CHECK(payload && gone && world.buffer && world.slab && world.raw);
 	return 0;
 }
 
@@ -693,8 +946,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	if (size < 3)
 		return 0;
-	size_t part = rd16(data) & 0x7fff;
+	size_t part = rd16(data) & 0x3fff;
 	ethernet = data[1] >> 7;
+	secure = data[1] >> 6 & 1;
 	least = ethernet ? ETHERNET_BYTES : MIN_PACKET_BYTES;
 	if (part > size - 2)
 		part = size - 2;
@@ -708,29 +962,43 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	allocations = 0;
 	fail_at = 0;
 	for (int peer = 0; peer < PEERS; peer++) {
-		out[peer].size = 0;
+		out[peer].size = out[peer].number = 0;
 		out[peer].broken = world.attached[peer] = 0;
 	}
-	world.failed = 0;
+	world.failed = world.over = 0;
 	world.reader = world.inlet = 0;
 	world.pump = PyObject_CallFunction(type, "i", TRIO);
 	CHECK(world.pump);
 	program.left = part;
+	cipher_calls = cipher_fails_at = 0;
+	if (secure) {
+		world.opens = new_tls(1);
+		for (int peer = 0; peer < PEERS; peer++)
+			world.seals[peer] = new_tls(1 + next() % 32);
+		make_records();
+		cipher_fails_at = next() * 16;
+		allocations = 0;
+	}
 	fail_at = next();
 	Py_XDECREF(call(&world.table, "table", "(Oi)", ethernet ? ethernet_rules : rules, ethernet));
 	Py_XDECREF(call(&world.outlet, "outlet", "(i)", DEVICE_A));
 	for (int peer = 0; peer < PEERS; peer++)
 		Py_XDECREF(call(&world.port[peer], "port", "()"));
-	Py_XDECREF(call(&world.inlet, "inlet", "(iKKOnnKi)", STREAM, world.outlet, world.table, world.buffer, (Py_ssize_t)0, (Py_ssize_t)0, 0ull, 0));
+	start_inlet(0, 0, 0, 0, 0, 0);
 	restart_reader();
 	attach(0);
 	attach(1);
 	while (program.left && !world.failed)
 		step();
-	for (int n = 0; n < 20 && !world.failed; n++)
+	for (int n = 0; (n < 20 || ((Pump *)world.pump)->resumed) && !world.failed; n++)
 		wait_once();
+	if (!world.failed)
+		check_complete();
 	for (int peer = 0; peer < PEERS && !world.failed; peer++)
 		detach(peer);
 	Py_DECREF(world.pump);
+	Py_CLEAR(world.opens);
+	for (int peer = 0; peer < PEERS; peer++)
+		Py_CLEAR(world.seals[peer]);
 	return 0;
 }
