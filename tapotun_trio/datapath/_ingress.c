@@ -49,10 +49,9 @@ static int read_queue(Pump *p, Reader *r, int fd, PyObject *events)
 				why = errno;
 			break;
 		}
-		if (k < VNET_BYTES + least || (k < VNET_BYTES + IPV6_BYTES && !r->ethernet && frame[HEADER_BYTES] >> 4 == 6))
+		if (k < VNET_BYTES + least || k > VNET_BYTES + MAX_PACKET_BYTES
+			|| (k < VNET_BYTES + IPV6_BYTES && !r->ethernet && frame[HEADER_BYTES] >> 4 == 6))
 			continue; /* neither an IP packet nor an Ethernet frame; a frame cannot have such a length */
-		if (k > VNET_BYTES + MAX_PACKET_BYTES)
-			continue;
 		size_t size = LENGTH_BYTES + (size_t)k;
 		unsigned length = (unsigned)k - VNET_BYTES;
 		frame[0] = length & 255;
@@ -380,10 +379,8 @@ static PyObject *Pump_reader(PyObject *self, PyObject *args)
 	if (!r)
 		return NULL;
 	r->told = 1; /* nothing is polled yet */
-	if (PyObject_GetBuffer(slab, &r->view, PyBUF_WRITABLE)) {
-		r->view.obj = NULL;
+	if (PyObject_GetBuffer(slab, &r->view, PyBUF_WRITABLE))
 		goto failed;
-	}
 	if (number < 1 || number > MAX_QUEUES || burst > 1u << 24 || r->view.len < (Py_ssize_t)burst + MAX_FRAME_BYTES) {
 		PyErr_SetString(PyExc_ValueError, "too many queues, or too small a slab");
 		goto failed;
@@ -429,20 +426,16 @@ static PyObject *Pump_inlet(PyObject *self, PyObject *args)
 	if (!in)
 		return NULL;
 	in->told = 1; /* nothing is polled yet */
-	if (PyObject_GetBuffer(buffer, &in->view, PyBUF_WRITABLE)) {
-		in->view.obj = NULL;
+	if (PyObject_GetBuffer(buffer, &in->view, PyBUF_WRITABLE))
 		goto failed;
-	}
 	/* The rest of a frame and one whole frame must always fit. */
 	if (head < 0 || tail < head || tail > in->view.len || tail - head >= MAX_FRAME_BYTES || in->view.len < 3 * MAX_FRAME_BYTES) {
 		PyErr_SetString(PyExc_ValueError, "no state of a FrameReader");
 		goto failed;
 	}
 	if (tls) {
-		if (PyObject_GetBuffer(raw, &in->raw_view, PyBUF_WRITABLE)) {
-			in->raw_view.obj = NULL;
+		if (PyObject_GetBuffer(raw, &in->raw_view, PyBUF_WRITABLE))
 			goto failed;
-		}
 		if (raw_head < 0 || raw_tail < raw_head || raw_tail > in->raw_view.len || in->raw_view.len < 2 * MAX_RECORD_BYTES) {
 			PyErr_SetString(PyExc_ValueError, "no state of a buffer for records");
 			goto failed;

@@ -28,8 +28,6 @@
 #define MAX_KEY_BYTES 32
 #define KEY_UPDATE_BYTES 5      /* the message */
 #define NO_MORE UINT64_MAX      /* section 5.3: a number must not wrap */
-#define CHANGE_CIPHER_SPEC 20
-#define ALERT 21
 #define HANDSHAKE 22
 #define APPLICATION_DATA 23
 /* Records under one key. AES-GCM allows 2^24.5 full ones (section 5.5); a KeyUpdate goes out well before. */
