@@ -39,8 +39,9 @@ STARTS = 3
 FINAL_CODES = (1, 2)
 RESTART = 3
 # Who gets one of these gets it at each start: without a count and a program to put back, to be started again after a
-# FINAL_CODE would go on for ever. On a full disk, somebody may make room.
+# FINAL_CODE would go on for ever.
 NEVER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EISDIR)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk or a quota, where somebody may make room
 RUNS = ("run", "server", "client")
 # A file of this name in the working directory is not meant: for the program, too, a verb comes first.
 OTHERS = (
@@ -162,10 +163,18 @@ def begin(pyz: str, argv: list[str]) -> Trial | None:
                 name = "others"
             before = trial.starts.get(name, 0)
             if before >= STARTS:
-                take_back(pyz, trial)
+                why = f"version {printable(trial.version)} has not started {STARTS} times"
+                take_back(pyz, trial, why, refuses=True)
                 return None  # if nothing could be put back, another start helps no more than without a trial
             trial.starts[name] = before + 1
-            write(pyz + ".trial", trial.encode())
+            try:
+                write(pyz + ".trial", trial.encode())
+            except OSError as exc:
+                # Uncounted, a version that never starts would be started for ever.
+                why = f"version {printable(trial.version)} is on trial, and its starts cannot be counted: {exc}"
+                if exc.errno in FULL and take_back(pyz, trial, why, refuses=False):
+                    return None
+                raise
             say(f"version {printable(trial.version)} on trial, start {before + 1} of {STARTS}")
     except OSError as exc:
         say(f"this start cannot be counted, and the version on trial cannot be taken back: {exc}")
@@ -194,13 +203,13 @@ def is_open(pyz: str, trial: Trial) -> bool:
     return found is not None and found.sha256 == trial.sha256
 
 
-def take_back(pyz: str, trial: Trial) -> None:
-    """Put the program before back, and note the version that did not start.
+def take_back(pyz: str, trial: Trial, why: str, *, refuses: bool) -> bool:
+    """Put the program before back, which takes no room on a disk, and say so.
 
-    If that one is not there any more, this says so. Raises OSError; may be called again then.
+    ``refuses``: the version on trial is noted, so that it is not installed again. Returns False, and says so, if the
+    program before is not there any more. Raises OSError; may be called again then.
     """
     version, before = printable(trial.version), printable(trial.previous_version)
-    failed = f"version {version} has not started {STARTS} times"
     found = None
     with suppress(FileNotFoundError):
         status = os.lstat(pyz + ".previous")
@@ -208,15 +217,34 @@ def take_back(pyz: str, trial: Trial) -> None:
             require_ours(status, pyz + ".previous")
             found = digest(pyz + ".previous")
     if found != trial.previous_sha256:
-        say(f"{failed}, and {pyz}.previous is not version {before} any more; install a version by hand")
-        return
-    refused = read(pyz + ".refused").splitlines()
-    if version not in refused:
-        write(pyz + ".refused", "".join(f"{line}\n" for line in [*refused, version][-MAX_REFUSED:]))
+        say(f"{why}, and {pyz}.previous is not version {before} any more; install a version by hand")
+        return False
+    noted = refuses and refuse(pyz, version)
     os.rename(pyz + ".previous", pyz)
     sync_directory(pyz)  # before the note is gone: without it, the other version would run uncounted
     remove(pyz + ".trial")
-    say(f"{failed}: VERSION {before} IS BACK; {version} will not be installed again, unless {pyz}.refused is removed")
+    if not refuses:
+        then = f"{version} is installed again once there is room"
+    elif noted or refuse(pyz, version):  # what was replaced has made room
+        then = f"{version} will not be installed again, unless {pyz}.refused is removed"
+    else:
+        then = f"{pyz}.refused cannot be written on a full disk, so {version} may be installed again"
+    say(f"{why}: VERSION {before} IS BACK; {then}")
+    return True
+
+
+def refuse(pyz: str, version: str) -> bool:
+    """Note a version that is not to be installed again. Returns False if the disk is full. Raises OSError."""
+    refused = read(pyz + ".refused").splitlines()
+    if version in refused:
+        return True
+    try:
+        write(pyz + ".refused", "".join(f"{line}\n" for line in [*refused, version][-MAX_REFUSED:]))
+    except OSError as exc:
+        if exc.errno not in FULL:
+            raise
+        return False
+    return True
 
 
 @contextmanager
@@ -384,9 +412,13 @@ def write(path: str, text: str) -> None:
         while data:
             data = data[os.write(fd, data) :]
         os.fsync(fd)
+        os.rename(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)  # such as the beginning of it, on a full disk
+        raise
     finally:
         os.close(fd)
-    os.rename(part, path)
     sync_directory(path)
 
 

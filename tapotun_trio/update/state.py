@@ -18,7 +18,7 @@ import trio
 from ..errors import reason_of
 from ..files import UnreadableFile, read_file
 from .bundle import BUNDLE_BYTES
-from .launcher import open_lock, sync_directory
+from .launcher import FULL, open_lock, sync_directory
 from .outcome import UpdateError
 
 FILE: Final = "update-metadata.json"
@@ -151,5 +151,8 @@ def _create(file: Path) -> int:
 
 
 def _unusable(path: Path, exc: OSError) -> UpdateError:
-    remedy = "let this user write to it (StateDirectory=tapotun in a systemd unit), or set STATE_DIRECTORY"
+    if exc.errno in FULL:
+        remedy = "make room there"
+    else:
+        remedy = "let this user write to it (StateDirectory=tapotun in a systemd unit), or set STATE_DIRECTORY"
     return UpdateError(f"the state directory {path} cannot be used: {reason_of(exc, path)}; {remedy}")

@@ -635,9 +635,10 @@ def test_a_full_disk(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with locked(state) as directory:
         directory.write(b"old")
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(UpdateError, match="cannot be used: No space left on device"):
+        with pytest.raises(UpdateError, match=r"cannot be used: No space left on device; make room there$"):
             directory.write(b"new")
         assert directory.read() == b"old"
+    assert sorted(os.listdir(state)) == [FILE, LOCK]
 
 
 # ------------------------------------------------------------------ the way to the repository

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -499,6 +500,85 @@ def test_on_a_full_disk_an_exit_code_is_not_final_on_trial(
     trial = begin(str(pyz), ["run", "x"])
     assert (trial is None) == replaced
     assert trial is None or launcher.is_open(str(pyz), trial)
+
+
+# Runs the program there with the disk full, by its launcher, and then lists what is there.
+_ON_A_FULL_DISK: Final = """
+mount -t tmpfs -o size=256k,mode=755 tmpfs "$1"
+cp -a "$2"/. "$1"
+cat /dev/zero >"$1/filler" 2>/dev/null || true
+shift 2
+"$@" || echo "exit code $?"
+ls -I filler "${2%/*}"
+"""
+
+
+def on_a_full_disk(pyz: Path, tmp_path: Path, *arguments: str) -> tuple[list[str], list[str]]:
+    """Start the pyz and what is beside it, copied to a disk that has room for nothing more. Returns the lines of its
+    output, which end with the names there, and those of its errors."""
+    install_launcher(pyz)
+    disk = tmp_path / "disk"
+    disk.mkdir(exist_ok=True)
+    argv: list[str | Path] = ["unshare", "--mount", "sh", "-ec", _ON_A_FULL_DISK, "sh", disk, pyz.parent]
+    argv += [sys.executable, disk / "tapotun", *arguments]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+BESIDE: Final = ["tapotun", "tapotun.pyz", "tapotun.pyz.lock"]
+
+
+@pytest.mark.parametrize("body", ["sys.exit(1)", "pass"])
+def test_a_start_that_cannot_be_counted_on_a_full_disk_is_one_of_the_version_before(
+    shared: Path, tmp_path: Path, body: str
+) -> None:
+    """A version that never starts would be started for ever."""
+    update(shared, "2.0", program("2.0", body))
+    out, told = on_a_full_disk(shared, tmp_path, "run", "x")
+    assert out == ["1.0 run x", *BESIDE]
+    [line] = told
+    assert "version 2.0 is on trial, and its starts cannot be counted: [Errno 28] No space left on device" in line
+    assert line.endswith(": VERSION 1.0 IS BACK; 2.0 is installed again once there is room")
+
+
+def test_a_version_that_does_not_start_is_taken_back_on_a_full_disk(shared: Path, tmp_path: Path) -> None:
+    update(shared, "2.0", program("2.0", "sys.exit(1)"))
+    for _ in range(STARTS):
+        assert launch(shared, "run", "x").returncode == 3
+    out, told = on_a_full_disk(shared, tmp_path, "run", "x")
+    assert out == ["1.0 run x", *BESIDE, "tapotun.pyz.refused"]  # it had the room of what was replaced
+    [line] = told
+    assert "version 2.0 has not started 3 times: VERSION 1.0 IS BACK; 2.0 will not be installed again" in line
+
+
+def test_on_a_full_disk_without_the_version_before_an_exit_code_is_not_final(shared: Path, tmp_path: Path) -> None:
+    update(shared, "2.0", program("2.0", "sys.exit(1)"))
+    shared.with_suffix(".pyz.previous").unlink()
+    out, told = on_a_full_disk(shared, tmp_path, "run", "x")
+    assert out == ["exit code 3", *BESIDE, "tapotun.pyz.trial"]
+    assert "tapotun.pyz.previous is not version 1.0 any more; install a version by hand" in told[0]
+
+
+def test_a_version_that_cannot_be_refused_is_taken_back_all_the_same(
+    pyz: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where others use the room at once. A disk of its own cannot be made to fill in that moment."""
+    update(pyz, "2.0", program("2.0"))
+    for _ in range(STARTS):
+        begin(str(pyz), ["run", "x"])
+    real = launcher.write
+
+    def full(path: str, text: str) -> None:
+        if path.endswith(".refused"):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), path)
+        real(path, text)
+
+    monkeypatch.setattr(launcher, "write", full)
+    assert begin(str(pyz), ["run", "x"]) is None
+    assert pyz.read_bytes() == OLD
+    assert read_trial(str(pyz)) is None
+    assert "VERSION 1.0 IS BACK; " in (said := capfd.readouterr().err)
+    assert ".refused cannot be written on a full disk, so 2.0 may be installed again" in said
 
 
 def test_the_longest_version_is_refused_as_a_whole(pyz: Path) -> None:
