@@ -91,7 +91,9 @@ def launcher_warning(pyz: Pyz) -> str | None:
         return None
     if launcher == pyz.path or b".pyz.trial" not in text or b".pyz.lock" in text:
         return None
+    directory, name = os.path.split(launcher)
+    # Not over the old one: a service may start it just now, and a disk may be full.
     return (
-        f"{launcher} is an older launcher, which may count a start while an update is being installed; "
-        f"print it again: {pyz.path} launcher >{launcher}"
+        f"{launcher} is an older launcher, which may count a start while an update is being installed; print it again: "
+        f"cd {directory} && ./{name}.pyz launcher >{name}.new && chmod 755 {name}.new && mv {name}.new {name}"
     )

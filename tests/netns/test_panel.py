@@ -211,31 +211,31 @@ def test_reload(lab: Lab) -> None:
         update = {"url": "http://127.0.0.1:8099/", "root_file": str(repository.root_file), "mode": "apply"}
         it.write(server_config(), update={**update, "spread": "0s"})
         it.daemon.signal(signal.SIGHUP)
-        window.wait_for_text("#update-text", "Updates are only reported: this program is installed as checkout")
-        window.wait_for_text("#update-text", "The last check for updates failed: ")
-        window.wait_for_text("#update-text", "restart it.")
+        window.wait_for_text("#update-lines", "Updates are only reported: this program is installed as checkout")
+        window.wait_for_text("#update-lines", "The last check for updates failed: ")
+        window.wait_for_text("#update-lines", "restart it")
         assert it.daemon.stop() == 0
         it.start()
         window.wait_for_text("#login-why", "Log in to continue")
         it.log_in()
-        window.wait_for_text("#update-text", "Version 99.0 is available: git pull. Updates are only reported: ")
-        assert "failed" not in window.text("#update-text")
+        window.wait_for_text("#update-lines", "Version 99.0 is available: git pull\nUpdates are only reported: ")
+        assert "failed" not in window.text("#update-lines")
         # As the daemon of a pyz has it, which alone tries versions.
         found = {**it.status()["update"], "obstacle": None}
-        for changes, text in (
-            ({}, "Version 99.0 is available: git pull."),
+        for changes, lines in (
+            ({}, ["Version 99.0 is available: git pull"]),
             (
                 {"downloaded": "/a", "downloaded_version": "99.0"},
-                "Version 99.0 is available, and lies in /a: git pull.",
+                ["Version 99.0 is available, and lies in /a: git pull"],
             ),
             (
                 {"refused": ["98.0", "99.0"]},
-                "Version 99.0 is available. It did not start here, and is not installed again.",
+                ["Version 99.0 is available. It did not start here, and is not installed again."],
             ),
-            ({"available": None, "refused": ["99.0"]}, ""),
+            ({"available": None, "refused": ["99.0"]}, []),
         ):
-            script = 'return import("/model.js").then(({ updateText }) => updateText(arguments[0]))'
-            assert window.script(script, {**found, **changes}) == text
+            script = 'return import("/model.js").then(({ updateLines }) => updateLines(arguments[0]))'
+            assert window.script(script, {**found, **changes}) == lines
         it.assert_clean(network=("status of 409", REFUSED, GONE, *BROKEN))
 
 

@@ -144,20 +144,21 @@ export function sumOf(trouble) {
   return [...trouble.values()].reduce((sum, { number }) => sum + number, 0);
 }
 
-/** What an operator should know of updates: `update` of a status document, which may be null. Empty: nothing. */
-export function updateText(update) {
-  if (!update) return "";
+/** What an operator should know of updates, a line each: `update` of a status document, which may be null.
+ * A line with a command ends with it, so that it can be copied. */
+export function updateLines(update) {
+  if (!update) return [];
   const { available: version, refused } = update;
-  const parts = [];
+  const lines = [];
   if (version !== null && refused.includes(version)) {
-    parts.push(`Version ${version} is available. It did not start here, and is not installed again.`);
+    lines.push(`Version ${version} is available. It did not start here, and is not installed again.`);
   } else if (version !== null) {
     const kept = update.downloaded_version === version ? `, and lies in ${update.downloaded}` : "";
-    parts.push(`Version ${version} is available${kept}: ${update.command}.`);
+    lines.push(`Version ${version} is available${kept}: ${update.command}`);
   }
-  if (update.obstacle !== null) parts.push(`Updates are only reported: ${update.obstacle}.`);
-  if (update.error !== null) parts.push(`The last check for updates failed: ${update.error}.`);
-  return parts.join(" ");
+  if (update.obstacle !== null) lines.push(`Updates are only reported: ${update.obstacle}`);
+  if (update.error !== null) lines.push(`The last check for updates failed: ${update.error}`);
+  return lines;
 }
 
 const RECENT_MS = 60_000;

@@ -7,7 +7,7 @@ import { clock, moment, since, span } from "./format.js";
 import { History } from "./history.js";
 import { Interfaces } from "./interfaces.js";
 import { Link } from "./link.js";
-import { pastSamples, peersOf, samplesOf, troubles, updateText } from "./model.js";
+import { pastSamples, peersOf, samplesOf, troubles, updateLines } from "./model.js";
 import { Peers } from "./peers.js";
 import { forgetColours, sparksShown } from "./plot.js";
 import { Traffic } from "./traffic.js";
@@ -53,9 +53,9 @@ function showStatus({ at, status }) {
   peers.update(all, now);
   drops.update(found, now);
   showConfig(status, now);
-  const update = updateText(status.update);
-  setText(byId("update-text"), update);
-  setShown(byId("update"), update !== "");
+  const update = updateLines(status.update);
+  setItems(byId("update-lines"), update);
+  setShown(byId("update"), update.length > 0);
 }
 
 function showConfig(status, now) {
