@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
+from unicodedata import category
 
 _ESCAPE_CHARS: Final = 12  # length of a JSON escape for a character beyond the BMP
 # Their category is printable, but they are blank on a screen: joiners, fillers of scripts, the empty Braille pattern.
@@ -23,8 +24,6 @@ def one_line(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    from unicodedata import category  # imported here, because most processes need none of its megabyte
-
     shown: list[str] = []
     marks = _MARKS  # at the start there is no letter that could carry a mark
     for c in text:

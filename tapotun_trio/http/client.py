@@ -17,6 +17,7 @@ from ..host.net.resolver import Resolver
 from ..host.net.segments import SegmentLimits, SegmentState, SegmentWatch
 from ..host.net.sockets import KEEPALIVE_S, Connection
 from ..host.net.tls import TlsClient, TlsConnection
+from .connect import describe, open_tunnel
 from .heads import READ_BYTES, ResponseHead, ResponseParser, encode_request
 from .refusal import explain_400, refusal
 
@@ -236,8 +237,6 @@ async def _by_proxy(
     present: str | None = None,
 ) -> Connection:
     """Connect through a proxy. The proxy's name is resolved here, the URL's by the proxy."""
-    from .connect import describe, open_tunnel  # most clients have no proxy
-
     try:
         connection = await connect(
             proxy.host, proxy.port, mark, preparation, resolver, segment_limit=segment_limit, present=present

@@ -23,6 +23,7 @@ READ_BYTES: Final = 4096  # one receive, where heads and short bodies are read
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 REASONS: Final = {
     100: "Continue",
+    101: "Switching Protocols",
     200: "OK",
     204: "No Content",
     304: "Not Modified",

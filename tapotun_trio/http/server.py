@@ -94,7 +94,7 @@ class Exchange:
         None: the handshake is incomplete, since a proxy removed half of it; a 426 was sent. Raises BadRequest, after
         answering it, if the handshake is malformed.
         """
-        from .websocket import WebSocketWriter, accept_head
+        from .websocket import WebSocketWriter, accept_head  # the package `server` has loaded it
 
         try:
             answer = accept_head(self.head, headers)

@@ -1,11 +1,13 @@
 """A WebSocket, which replaces a GET and a PUT: the opening handshake of both sides, and the sending half of the stream.
 
-wsproto, on which trio-websocket is built, reads and writes the handshake only, as h11 reads and writes heads.
-`wire.websocket` does the rest. wsproto is imported where it is used, since most clients never need it.
+wsproto, on which trio-websocket is built, makes and reads a client's handshake only, as h11 reads and writes heads.
+`wire.websocket` does the rest. wsproto is imported where it is used, since most clients never need it, and its use
+loads OpenSSL.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from typing import Final
@@ -13,12 +15,13 @@ from typing import Final
 import h11
 
 from ..config.model import Url
+from ..digests import digest
 from ..errors import EndReason, PeerError
 from ..host.net.sockets import Connection
 from ..text import one_line, shorten
 from ..wire.websocket import BINARY, CLOSE, GOING_AWAY, KEY_BYTES, PONG, close_payload, frame, frame_head, mask
 from .client import check_status
-from .heads import MAX_HEAD_BYTES, READ_BYTES, REASONS, BadRequest, RequestHead, ResponseHead
+from .heads import MAX_HEAD_BYTES, READ_BYTES, REASONS, BadRequest, RequestHead, ResponseHead, encode_response
 from .refusal import explain_400, is_own
 from .writer import BodyWriter
 
@@ -26,6 +29,7 @@ KEY_HEADER: Final = "sec-websocket-key"
 # Random bytes are fetched in batches: one system call a frame would cost as much as masking a small frame.
 _POOL_BYTES: Final = 1024
 _HEAD_END: Final = b"\r\n\r\n"
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _KEY: Final = re.compile(r"[0-9A-Za-z+/]{21}[AQgw]==")  # base64 of 16 bytes
 
 # Statuses that are about the server or the token, and not about WebSockets; `check_status` explains them.
@@ -183,30 +187,22 @@ def check_upgrade(head: ResponseHead, url: Url, body: bytes = b"") -> None:
 def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | None:
     """The head of the 101 that accepts this request; None: the handshake is incomplete (RFC 6455 section 4.2.1).
 
-    Untrusted input; raises BadRequest only: a field of the handshake is malformed in a way that no proxy causes.
+    Untrusted input; raises BadRequest only: a field of the handshake is malformed in a way that no proxy causes. It
+    imports nothing: when the first WebSocket comes, no descriptor may be left to open a module with.
     """
-    from wsproto.connection import ConnectionType
-    from wsproto.events import AcceptConnection
-    from wsproto.handshake import H11Handshake
-    from wsproto.utilities import ProtocolError, RemoteProtocolError
-
-    if head.version != "1.1" or not _KEY.fullmatch(head.headers.get(KEY_HEADER, "")):  # RFC 9110 section 7.8
+    upgrade, connection, key, version = (
+        head.headers.get(name, "") for name in ("upgrade", "connection", KEY_HEADER, "sec-websocket-version")
+    )
+    if head.version != "1.1" or not _KEY.fullmatch(key):  # RFC 9110 section 7.8
         return None
-    handshake = H11Handshake(ConnectionType.SERVER)
-    # Only the fields of the handshake are passed on: wsproto would put a token into its exceptions.
-    names = ("upgrade", "connection", KEY_HEADER, "sec-websocket-version")
-    own = {name: head.headers[name] for name in names if name in head.headers}
-    if not all(value.isascii() for value in own.values()):
-        raise BadRequest(400, "malformed WebSocket handshake: a header field is not ASCII")
-    fields = [(name.encode(), value.encode("ascii")) for name, value in own.items()]
-    try:
-        handshake.initiate_upgrade_connection([(b"host", b"-"), *fields], "/")
-    except RemoteProtocolError:
+    if any(not value.isascii() or value != value.strip() for value in (upgrade, connection, version)):
+        raise BadRequest(400, "malformed WebSocket handshake")  # or a list with an empty element at its end
+    options = {option.strip() for option in connection.lower().split(",")}
+    if upgrade.lower() != "websocket" or "upgrade" not in options or version != "13":
         return None
-    except (ProtocolError, h11.ProtocolError, UnicodeError):  # such as a field that ends in an empty list element
-        raise BadRequest(400, "malformed WebSocket handshake") from None
-    extra = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    return handshake.send(AcceptConnection(extra_headers=extra))
+    answer = base64.b64encode(digest("sha1", key.encode("ascii") + _GUID)).decode("ascii")
+    own = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", answer)]
+    return encode_response(101, [*own, *headers])
 
 
 def _fold(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:

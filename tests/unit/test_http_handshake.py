@@ -3,13 +3,23 @@ never what h11 or wsproto make of it."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from typing import Final
 
+import h11
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from wsproto.connection import ConnectionType
+from wsproto.events import AcceptConnection
+from wsproto.handshake import H11Handshake
+from wsproto.utilities import RemoteProtocolError
 
 from fuzz.handshake import SEEDS, check
+from tapotun_trio.http.heads import BadRequest, RequestHead, RequestParser
+from tapotun_trio.http.websocket import KEY_HEADER, accept_head
 
 FEW: Final = settings(max_examples=300, deadline=None)
 
@@ -69,6 +79,72 @@ def test_what_the_fuzzer_begins_with(seed: bytes) -> None:
 @given(fields, st.permutations(WHOLE), st.integers(0, 4))
 def test_any_request(more: list[tuple[bytes, bytes]], whole: list[tuple[bytes, bytes]], left_out: int) -> None:
     check(b"\0" + REQUEST + lines(whole[left_out:] + more) + b"\r\n")
+
+
+@FEW
+@given(fields, st.permutations(WHOLE), st.integers(0, 4))
+@example([], list(WHOLE), 0)
+@example([(b"Connection", b"keep-alive")], list(WHOLE), 0)
+def test_a_request_is_judged_as_wsproto_does(
+    more: list[tuple[bytes, bytes]], whole: list[tuple[bytes, bytes]], left_out: int
+) -> None:
+    try:
+        done = RequestParser().feed(REQUEST + lines(whole[left_out:] + more) + b"\r\n")
+    except BadRequest:
+        return
+    assert done is not None
+    head, _ = done
+    try:
+        mine: bytes | str | None = accept_head(head, [("x-tun-conf", "AAAA")])
+    except BadRequest:
+        mine = "malformed"
+    if re.fullmatch(r"[0-9A-Za-z+/]{21}[AQgw]==", head.headers.get(KEY_HEADER, "")):  # wsproto takes any key
+        assert mine == wsprotos(head, b"AAAA")
+    else:
+        assert mine is None
+
+
+def wsprotos(head: RequestHead, conf: bytes) -> bytes | str | None:
+    """The answer that wsproto makes; None: it is incomplete."""
+    names = ("upgrade", "connection", KEY_HEADER, "sec-websocket-version")
+    given = [(name.encode(), head.headers[name].encode("latin-1")) for name in names if name in head.headers]
+    handshake = H11Handshake(ConnectionType.SERVER)
+    try:
+        if not all(value.isascii() for _, value in given):
+            return "malformed"
+        handshake.initiate_upgrade_connection([(b"host", b"-"), *given], "/")
+    except RemoteProtocolError:
+        return None
+    except h11.ProtocolError:
+        return "malformed"
+    data = handshake.send(AcceptConnection(extra_headers=[(b"x-tun-conf", conf)]))
+    return re.sub(rb"(?m)^(?!HTTP)[^:\r\n]+", lambda name: SPELLED.get(name[0].lower(), name[0]), data)
+
+
+SPELLED: Final = {it.lower(): it for it in (b"Upgrade", b"Connection", b"Sec-WebSocket-Accept", b"x-tun-conf")}
+
+
+def test_a_server_imports_nothing_for_its_first_websocket() -> None:
+    """There may be no descriptor left to open a module with. Nor does it load OpenSSL."""
+    code = """
+import resource, sys
+from tapotun_trio.cli import NEEDED_BY_FEW
+from tapotun_trio.lazy_import import lazy_import
+for name in NEEDED_BY_FEW:
+    lazy_import(name)
+import tapotun_trio.server.server
+from tapotun_trio.http.heads import RequestParser
+from tapotun_trio.http.websocket import accept_head
+before = {*sys.modules}
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+fields = "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"
+key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+text = "\\r\\n".join(["GET /ip HTTP/1.1", "Host: h", *fields, key, "", ""])
+head, _ = RequestParser().feed(text.encode())
+print(accept_head(head, []).decode().splitlines()[3], {*sys.modules} - before, "_hashlib" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo= set() False\n", done.stderr
 
 
 @FEW

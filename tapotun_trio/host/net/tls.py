@@ -299,6 +299,8 @@ async def open_tls(config: TlsConfig) -> TlsClient:
 
     def read() -> ssl.SSLContext:
         reading.append("a file of tls")
+        from . import tls_records  # noqa: F401 - for `_wrap`: later, no descriptor may be left to open it with
+
         return client_context(config, reading.append)
 
     with trio.move_on_after(FILES_S), passing_shortages("cannot set TLS up"):
