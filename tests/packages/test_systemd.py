@@ -679,6 +679,7 @@ def test_a_pyz_that_updates_itself(bookworm_with_systemd: Path, pyz: Path, tmp_p
         publish(second, "2d")
         wait_for(f"update: version {second} has started, and stays")
         is_running(second)
+        assert "Failed with result" not in machine.journal(OFFICE)  # which OnFailure= would tell people
         assert machine.out("stat", "-c", "%U:%G %a", f"{place}.pyz") == "tapotun:tapotun 755\n"
         kept = sorted(machine.out("find", "/var/lib/tapotun", "-type", "f").split())
         assert kept == [f"/var/lib/tapotun/office/{name}" for name in ("update-metadata.json", "update.lock")]
