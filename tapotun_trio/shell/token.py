@@ -6,6 +6,7 @@ Raw tokens are printed only when a new one is made without ``--write``.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import secrets
@@ -45,7 +46,9 @@ def token(arguments: argparse.Namespace) -> int:
             return _fail(f"{text}; --force replaces it, and {known} prints the hash of a token in it")
         except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
             reason = getattr(exc, "strerror", None) or exc
-            return _fail(f"{quote(arguments.write)} cannot be written: {reason}; name a file in a directory of yours")
+            is_full = getattr(exc, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "make room there" if is_full else "name a file in a directory of yours"
+            return _fail(f"{quote(arguments.write)} cannot be written: {reason}; {remedy}")
         _line("client", "token_file", os.path.abspath(arguments.write))
     elif not arguments.hash:
         _line("client", "token", raw)

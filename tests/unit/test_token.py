@@ -8,6 +8,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -218,3 +220,13 @@ def test_force_replaces_files_only(name: str, tmp_path: Path, capsys: pytest.Cap
 def test_force_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["token", "--force"]) == exit_codes.USAGE
     assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    disk = 'mount -t tmpfs -o size=4k tmpfs "$1" && echo >"$1/filler"; shift; exec "$@"'
+    argv: list[str | Path] = ["unshare", "--mount", "sh", "-c", disk, "sh", tmp_path]
+    argv += [sys.executable, "-m", "tapotun_trio", "token", "--write", tmp_path / "token"]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == exit_codes.FAILED
+    assert done.stdout == ""
+    assert done.stderr.endswith("cannot be written: No space left on device; make room there\n")
