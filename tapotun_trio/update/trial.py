@@ -5,6 +5,7 @@ launcher.py says what the files are, and reads them at the next start.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -99,12 +100,24 @@ def close_trial(pyz: str, version: str) -> str | None:
 
 def refused_versions(pyz: str) -> list[str]:
     """The versions that did not start and are not installed again, the newest last. Those of a person's too: it is a
-    file with a version a line. A file that cannot be read counts as empty, since then no trial can be noted either."""
+    file with a version a line. A file that cannot be read counts as empty; see `require_readable_refusals`."""
     try:
         lines = read(f"{pyz}.refused").splitlines()
     except OSError:
         return []
     return [one_line(shorten(version, _VERSION_CHARS)) for line in lines if (version := line.strip())]
+
+
+def require_readable_refusals(pyz: str) -> None:
+    """Raises HostError if the list of these versions is there and not for this process: root may have written it, with
+    an umask of 077, to keep a version from being installed."""
+    try:
+        read(f"{pyz}.refused")
+    except OSError as exc:
+        if exc.errno != errno.EACCES:  # of somebody who may not refuse anything, or not to be written to either
+            return
+        text = f"{pyz}.refused cannot be read: {exc.strerror}; nothing is installed, since it may name the new version"
+        raise HostError(f"{text}: let the user of this process read it") from exc
 
 
 def has_open_trial(pyz: str) -> bool:

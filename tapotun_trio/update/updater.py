@@ -23,7 +23,7 @@ from ..status.model import UpdateStatus
 from ..text import one_line, shorten
 from .installed import Installation, Pyz, launcher_warning
 from .outcome import Found, Outcome
-from .trial import refused_versions
+from .trial import refused_versions, require_readable_refusals
 
 RETRY_S: Final = 300.0  # after the first failure; doubled after each further one, up to the time between two checks
 _TEXT_CHARS: Final = 500
@@ -182,13 +182,14 @@ class Updater:
             os.close(outcome.memfd)
 
     def _is_wanted(self, found: Found, config: UpdateConfig, pyz: Pyz) -> bool:
-        """Whether this version is to be downloaded; otherwise the reason is told."""
+        """Whether this version is to be downloaded; otherwise the reason is told. Raises HostError."""
         version = one_line(found.version)
         if version in refused_versions(pyz.path):
             self._tell("found", f"version {version} is available, but did not start here, and is not installed again")
         elif config.mode == "check" or self._obstacle is not None:
             self._tell("found", f"version {version} is available: {self._command}")
         else:
+            require_readable_refusals(pyz.path)
             return True
         return False
 

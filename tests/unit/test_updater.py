@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -377,6 +378,26 @@ async def test_a_version_that_did_not_start_is_not_taken_again(
     assert not any(download for _, download in repository.asked)
     assert status_of(it).refused == ["1.5", "2.0"]
     assert "version 2.0 is available, but did not start here" in caplog.text
+
+
+async def test_refusals_that_it_may_not_read_are_no_permission(
+    pyz: Pyz, tmp_path: Path, new: Found, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root has gone back by hand, with an umask of 077. (Here, root may read everything.)"""
+    note(pyz, "refused", "2.0\n")
+    real = os.open
+
+    def guarded(path: str, *arguments: Any, **more: Any) -> int:
+        if str(path).endswith(".refused"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", guarded)
+    it = made(pyz, Repository(new), tmp_path)
+    it.configure(CONFIG)
+    assert await run_for(5 * DAY_S, it) is None
+    assert installed(pyz) == OLD
+    assert "tapotun.pyz.refused cannot be read: Permission denied; nothing is installed" in str(status_of(it).error)
 
 
 async def test_a_reload_begins_anew(pyz: Pyz, tmp_path: Path, new: Found, autojump_clock: MockClock) -> None:
