@@ -226,10 +226,13 @@ APT_VALID_DAYS ?=
 apt-variables:
 	@test -n '$(APT_KEY)' || { echo "make apt, make release: APT_KEY=FINGERPRINT must name the key that signs" >&2; exit 1; }
 	@test -n '$(APT_URL)' || { echo "make apt, make release: APT_URL=https://... must say where it will be served" >&2; exit 1; }
+	@$(INSTALL_TOOLS) release
+	@echo '$(APT_KEY)' | grep -Eqx '[0-9A-F]{40}' && gpg --batch --list-secret-keys '$(APT_KEY)' >/dev/null 2>&1 || { \
+	    echo "make apt, make release: gpg has no secret key with the fingerprint '$(APT_KEY)': 40 digits, as" \
+	        "gpg --list-secret-keys prints them; GNUPGHOME says where gpg looks" >&2; exit 1; }
 
 .PHONY: apt
 apt: apt-variables deb
-	@$(INSTALL_TOOLS) release
 	@version=$$($(PY) -c 'import tapotun_trio; print(tapotun_trio.__version__)'); \
 	$(PY) -m tools.release apt --repository '$(APT_REPOSITORY)' --key '$(APT_KEY)' --url '$(APT_URL)' \
 	    $(if $(APT_VALID_DAYS),--valid-days '$(APT_VALID_DAYS)') \
@@ -244,6 +247,7 @@ RELEASE_REPOSITORY ?= build/update
 release: apt-variables venv
 	@test -n '$(RELEASE_KEYS)' || { echo "make release: RELEASE_KEYS=DIRECTORY must have the keys" >&2; exit 1; }
 	@$(PY) -m tools.release check-version
+	@$(PY) -m tools.release show --repository '$(RELEASE_REPOSITORY)' --keys '$(RELEASE_KEYS)'
 	@rm -rf dist
 	@$(MAKE) --no-print-directory packages apt
 	@$(PY) -m tools.release publish --repository '$(RELEASE_REPOSITORY)' --keys '$(RELEASE_KEYS)' --channel '$(CHANNEL)' \

@@ -14,6 +14,7 @@ import pytest
 
 from tapotun_trio import __version__
 from tests.harness import ROOT, CommandError
+from tests.makes import run_make
 
 from .chroot import Chroot
 from .conftest import make
@@ -173,6 +174,10 @@ def test_what_is_typed_wrongly(publisher: Publisher, deb: Path, tmp_path: Path) 
     assert "gpg has no secret key of that fingerprint" in publisher.publish(deb, key="0" * 40, check=False)
     (tmp_path / "not.deb").write_bytes(b"!<arch>\n")
     assert "is no Debian package" in publisher.publish(tmp_path / "not.deb", check=False)
+    # make says it before it builds anything.
+    done = run_make("apt", "APT_KEY=0123", "APT_URL=https://example.org/apt")
+    assert "gpg has no secret key with the fingerprint '0123'" in done.stderr.splitlines()[0]
+    assert (done.returncode, done.stdout) == (2, "")
     # The same version with other content: what somebody has installed would no longer be what is published.
     again = newer(deb, tmp_path, f"{__version__}-1")
     assert "reprepro refused" in publisher.publish(again, check=False)
