@@ -224,7 +224,7 @@ def take_back(pyz: str, trial: Trial, why: str, *, refuses: bool) -> bool:
     sync_directory(pyz)  # before the note is gone: without it, the other version would run uncounted
     remove(pyz + ".trial")
     if not refuses:
-        then = f"{version} is installed again once there is room"
+        then = f"{version} may be installed again once there is room"
     elif noted or refuse(pyz, version):  # what was replaced has made room
         then = f"{version} will not be installed again, unless {pyz}.refused is removed"
     else:
