@@ -105,11 +105,11 @@ def forwards(*hosts: Host) -> None:
 
 
 @contextmanager
-def advertising(router: Host, interface: str, prefix: str) -> Iterator[Process]:
-    """A router that announces itself and this prefix every few seconds: radvd."""
+def advertising(router: Host, interface: str, prefix: str, options: str = "") -> Iterator[Process]:
+    """A router that announces itself and this prefix every few seconds: radvd. ``options``: of the prefix."""
     file = router.tmp / "radvd.conf"
-    options = f"AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; prefix {prefix} {{ }};"
-    file.write_text(f"interface {interface} {{ {options} }};\n", encoding="ascii")
+    text = f"AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; prefix {prefix} {{ {options} }};"
+    file.write_text(f"interface {interface} {{ {text} }};\n", encoding="ascii")
     with router.start(["radvd", "-n", "-m", "stderr", "-C", file, "-p", router.tmp / "radvd.pid"]) as radvd:
         yield radvd
 

@@ -267,6 +267,47 @@ async def test_networks_of_both_families_at_once() -> None:
         assert [str(it.network) for it in found] == ["10.60.0.0/24", ipv6("10.61.0.0/24")]
 
 
+@table(
+    "routes pushed expected",
+    ("by the kernel", words("fd00:60::/64 proto kernel metric 256"), ["fd00:60::/64"], ["fd00:60::/64"]),
+    ("by a program", words("fd00:60::/64 proto ra metric 100"), ["fd00:60::/65"], ["fd00:60::/64"]),
+    ("shorter than most", words("fd00:60::/56 proto ra"), ["fd00:60:0:1::/64"], ["fd00:60::/56"]),
+    ("wider than it", words("fd00:60::/64 proto ra"), ["fd00:60::/48"], []),
+    ("elsewhere", words("fd00:60::/64 proto ra"), ["fd00:61::/64"], []),
+    ("one without the address", words("fd00:61::/64 proto ra"), ["fd00:61::/64"], []),
+    ("by a gateway", words("fd00:60::/64 via fe80::1 proto ra"), ["fd00:60::/64"], []),
+    ("as a VPN does it", words("fd00:60::/64 proto static"), ["fd00:60::/64"], []),
+    ("half of everything", words("::/1 proto kernel", "8000::/1 proto kernel"), ["8000::/1", "fd00:60::/64"], []),
+    ("none", [], ["fd00:60::/64"], []),
+)
+@in_fresh_namespace
+async def test_an_ipv6_address_whose_network_a_router_advertises(
+    routes: list[list[str]], pushed: list[str], expected: list[str]
+) -> None:
+    """As where DHCPv6 gives addresses: a /128. The network of the link comes from an advertisement."""
+    ipv6 = Family(6)
+    cable("eth0", "fd00:60::7/128", family=ipv6)
+    for destination, *how in routes:
+        ip("-6", "route", "add", destination, "dev", "eth0", *how)
+    wanted = [(network, "eth0") for network in expected]
+    async with tunnel(ipv6) as network:
+        assert await attached(ipv6, network, *pushed) == wanted
+        await network.add("tun0", [ipv6.route(it) for it in pushed])
+        assert await attached(ipv6, network, *pushed) == wanted
+
+
+@in_fresh_namespace
+async def test_an_advertised_network_within_the_tunnel_s() -> None:
+    ipv6 = Family(6)
+    cable("eth0", "fd00:60::7/128", "fd00:60::8/128", family=ipv6)
+    ip("-6", "route", "add", "fd00:60::/64", "dev", "eth0", "proto", "ra")
+    async with tunnel(ipv6) as network:
+        found = await network.attached("tun0", (), [ipv6.network("fd00::/16")])
+        assert [(str(it.network), it.device) for it in found] == [("fd00:60::/64", "eth0")]
+        ip("link", "set", "eth0", "down")
+        assert await network.attached("tun0", (), [ipv6.network("fd00::/16")]) == []
+
+
 @in_fresh_namespace
 async def test_an_ipv6_address_whose_own_table_says_another_device() -> None:
     """An IPv6 lookup with a source address prefers the device that it is asked about, and may answer with another."""

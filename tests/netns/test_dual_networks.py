@@ -9,8 +9,8 @@ import pytest
 
 from tests.harness import Host, Lab, download, no_leaks, ping, upload, wait_for_ping, wait_until
 
-from .dual import BEHIND, HUB, LAPTOP, PLANES, advertising, dual_cable, dual_client, dual_config, forwards
-from .topologies import UPLOADING, client_config, running
+from .dual import BEHIND, HUB, LAPTOP, PLANES, advertising, dual_cable, dual_client, dual_config, forwards, status
+from .topologies import UPLOADING, client_config, device_to, running
 
 pytestmark = pytest.mark.netns
 
@@ -39,6 +39,34 @@ def test_a_host_with_slaac_behind_a_client(lab: Lab) -> None:
         upload(third, server, HUB[1], 3_000_000)
         download(third, server, HUB[1], 3_000_000)
         upload(server, third, address, 3_000_000)
+
+
+BRIEFLY: Final = "AdvAutonomous off; AdvValidLifetime 5; AdvPreferredLifetime 5;"
+"""A prefix that is on the link, of which nobody makes addresses, and which is forgotten soon."""
+
+
+def test_a_laptop_in_the_pushed_network_with_an_address_by_dhcpv6(lab: Lab) -> None:
+    """Its address says no network, and the router says which one is on the link. That wins over the push."""
+    server, laptop = dual_cable(lab)
+    office = lab.host("office")
+    forwards(office)
+    lab.link(office, "fd00:61::1/64", laptop, [])
+    laptop.sysctl("net.ipv6.conf.eth1.accept_ra", 1)
+    laptop.ip("address add fd00:61::7/128 dev eth1 nodad")  # as a DHCPv6 client does it
+    with (
+        running(server, dual_config(push_routes=["fd00:61::/64", "fd00:62::/64"])),
+        running(laptop, client_config(), until=UPLOADING) as daemon,
+    ):
+        daemon.wait_for_log("ready: ")
+        assert device_to(laptop, "fd00:61::1") == "tun0"
+        with advertising(office, "eth0", "fd00:61::/64", BRIEFLY):
+            wait_until(lambda: device_to(laptop, "fd00:61::1") == "eth1", PATIENCE_S, "the LAN", daemon.tail)
+            assert ping(laptop, "fd00:61::1").ok
+            assert device_to(laptop, "fd00:62::1") == "tun0"
+            (found,) = status(laptop)["left_out"]
+            assert (found["route"], found["reason"], found["device"]) == ("fd00:61::/64", "attached", "eth1")
+        wait_until(lambda: device_to(laptop, "fd00:61::1") == "tun0", PATIENCE_S, "the tunnel again", daemon.tail)
+        assert "pushed route fd00:61::/64 is used again" in daemon.log
 
 
 def _global_address(host: Host) -> str | None:

@@ -10,24 +10,31 @@ up for packets of this machine, either without a source or with that address as 
   only while a container runs.
 - Each address also counts as a network of its own, of one address. The networks of the loopback interface count too.
   The kernel's local table has both, and is looked up first.
+- An IPv6 address need not say its network (RFC 5942): DHCPv6 gives a /128, and the network that is on the link comes
+  from a router's advertisement. So such an address attaches the machine to the network of the route that the kernel
+  itself or a reader of advertisements has made, and that leads to the address next to it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from ...families import IPAddress, IPNetwork, host_network, is_host, is_within
+from ...families import IPAddress, IPNetwork, host_network, is_host, is_within, network_of
 from ...text import one_line
 from ..items import AttachedNetwork
 from . import codec, link_codec
-from .codec import PROTOCOL, RTN_UNICAST, AssignedAddress
+from .codec import KERNEL_PROTOCOL, PROTOCOL, RTN_UNICAST, AssignedAddress
 from .socket import GROUP, Rtnetlink
 
 _LOOPBACK_INDEX: Final = 1  # LOOPBACK_IFINDEX, linux/if.h
 _QUESTIONS: Final = 2  # route lookups for each network
+_RA_PROTOCOL: Final = 9  # RTPROT_RA, linux/rtnetlink.h: systemd-networkd, NetworkManager and dhcpcd
+_USUAL_PREFIX: Final = 64  # RFC 7421: nearly every network on a link
+# What a provider gets. An advertisement of more than that, such as ::/1, is an attempt to take traffic from the tunnel.
+_WIDEST_PREFIX: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +111,15 @@ async def find_attached(
         return []
     addresses = await kernel.dump(codec.dump_addresses(), codec.read_assigned)
     possible = candidates(addresses, networks, own, within, on_bridge)
-    if not possible:
+    bare = _without_network(addresses, own) if any(each.version == 6 for each in (*networks, *within)) else []
+    if not possible and not bare:
         return []
     found = await kernel.dump(link_codec.dump_links(), link_codec.read_attachable_link)
     links = {details.link.index: details for details in found if details.link.running and not details.in_vrf}
+    advertised = await _advertised(kernel, [address for address in bare if address.index in links])
+    for candidate in candidates(advertised, networks, own, within, on_bridge):
+        if not is_host(candidate.network) and candidate not in possible:
+            possible.append(candidate)
     possible = [candidate for candidate in possible if candidate.index in links]
     routed = await _routed(kernel, [candidate for candidate in possible if not candidate.is_local])
     says_protocol = any(address.protocol is not None for address in addresses)
@@ -119,6 +131,35 @@ async def find_attached(
             is_tunnel = candidate.protocol == PROTOCOL or (details.bare and not says_protocol)
             attached[AttachedNetwork(candidate.network, one_line(details.link.name), is_tunnel)] = None
     return list(attached)
+
+
+def _without_network(addresses: Iterable[AssignedAddress], own: int) -> list[AssignedAddress]:
+    """The IPv6 addresses that do not say the network that they are in; of those of one /64 and one link, the first."""
+    found: dict[tuple[int, IPNetwork], AssignedAddress] = {}
+    for address in addresses:
+        is_bare = address.ip.version == 6 and address.network == host_network(address.ip)
+        if is_bare and address.index not in (own, _LOOPBACK_INDEX) and not address.ip.is_link_local:
+            found.setdefault((address.index, network_of(address.ip, _USUAL_PREFIX)), address)
+    return list(found.values())
+
+
+async def _advertised(kernel: Rtnetlink, bare: Sequence[AssignedAddress]) -> list[AssignedAddress]:
+    """These addresses with the networks in which they are on their links. Those without one are left out."""
+    found: list[AssignedAddress] = []
+    for start in range(0, len(bare), GROUP):
+        some = bare[start : start + GROUP]
+        questions = [
+            codec.lookup_route(network_of(address.ip, 127)[int(address.ip) & 1 ^ 1], 0, index=address.index, match=True)
+            for address in some
+        ]
+        for address, answer in zip(some, await kernel.ask_together(questions), strict=True):
+            if not isinstance(answer, bytes):
+                continue
+            route = codec.read_route(memoryview(answer))
+            is_advertised = route.plain and route.protocol in (KERNEL_PROTOCOL, _RA_PROTOCOL)
+            if is_advertised and address.ip in route.network and route.network.prefixlen >= _WIDEST_PREFIX:
+                found.append(replace(address, network=route.network))
+    return found
 
 
 async def _routed(kernel: Rtnetlink, possible: list[Candidate]) -> set[Candidate]:
