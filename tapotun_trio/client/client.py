@@ -36,7 +36,6 @@ from ..http.client import check_status
 from ..http.heads import ResponseHead
 from ..http.refusal import RefusedError
 from ..log import Log
-from ..netconf.desired import describe
 from ..netconf.reconciler import Reconciler
 from ..netconf.transport_guard import TransportGuard
 from ..peer.boottime import BootTime, SuspendDetector
@@ -525,9 +524,8 @@ class TunnelClient:
         level = logging.DEBUG if replaces and transport == self.transport else logging.INFO
         kind = "extended" + (", Ethernet" if answer.device == "tap" else "") if agreement.extended else "base"
         stream = "WebSocket" if websocket else "download"
-        settings = self._parameters.settings if conf is None or control.INET6 in answer.features else conf.settings
-        assert settings is not None, "an answer without an address is refused unless its PARAMS were applied"
-        text = f"{stream} from {agreement.address} ({kind}): {describe(settings)}"
+        gives = self._parameters.given_by(answer, first=self._download is None)
+        text = f"{stream} from {agreement.address} ({kind}){gives}"
         self.failure_log.note("download", level, text)
         self.peer_info.mark_connected(
             agreement.address, agreement.agent, extended=agreement.extended, continues=replaces

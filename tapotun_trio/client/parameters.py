@@ -215,6 +215,16 @@ class InterfaceParameters:
             raise PeerError(no_tun_conf(answer.head, authority), reason=EndReason.BAD_CONF)
         return replace(answer, rest=received)
 
+    def given_by(self, answer: Answer, *, first: bool) -> str:
+        """What an answer gives the interface, for the end of a log line; empty if only the PARAMS that follow say it.
+
+        ``first``: there was no download before it, so that its PARAMS have come with it (`receive_first`).
+        """
+        settings = None if answer.conf is None else answer.conf.settings
+        if answer.features & {control.INET6, control.TAP}:  # the answer itself does not have all
+            settings = self.settings if first else None
+        return "" if settings is None else f": {describe(settings)}"
+
     def _follow_device(self, device: DeviceKind) -> None:
         """The frames of a new download carry this. Raises PeerError if the device was made for something else."""
         if self._first is None:

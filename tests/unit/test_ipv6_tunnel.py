@@ -611,6 +611,25 @@ async def test_a_reload_adds_a_family_and_takes_it_away() -> None:
         assert [text for text in it.lines("its versions of IP changed") if text.startswith("its")] == [RENEWAL] * 3
 
 
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+async def test_a_download_is_not_said_to_give_what_an_older_one_gave(transport: Literal["http", "websocket"]) -> None:
+    """The addresses have changed while there was no session. PARAMS say which ones hold now, after the line."""
+    change: Callable[[ClientConfig], ClientConfig] = lambda it: replace(it, transport=transport)  # noqa: E731
+    async with world("a", config=lambda port: dual_server(port, dual("a", A4, A)), change=change) as it:
+        await it.connected("a")
+        (first,) = it.lines("from 127.0.0.1:" + str(it.port))
+        assert first.endswith(f"(extended): address {A4}/24, {A}/64, MTU 1500")
+        for old, new in ((A, B), (B, A)):
+            it.session("a").disconnect("the test")
+            await it.reload(dual_server(it.port, dual("a", A4, new)))
+            await it.has_addresses("a", f"{A4}/24", f"{new}/64")
+            await it.connected("a")
+            again = [line for line in it.lines("from 127.0.0.1:" + str(it.port)) if line != first]
+            assert not any(old in line for line in again)
+        assert {line.partition("from")[2] for line in again} == {f" 127.0.0.1:{it.port} (extended)"}
+        assert len(it.lines("the server changed this interface: address")) == 2
+
+
 async def body_of(raw: Raw) -> bytes:
     """Everything up to the end of the body, or of the connection."""
     body = b""
