@@ -582,7 +582,9 @@ def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
         raise InvalidValue(
             "has no prefix length that fits", f'write it as in "{literal}/{24 if "." in literal else 64}"'
         ) from None
-    _refuse_mapped(network.network_address, f"/{network.prefixlen - 96}")
+    if network.prefixlen >= 96:
+        _refuse_mapped(network.network_address, f"/{network.prefixlen - 96}")
+    _refuse_mapped(ip_address(literal), f"/{min(network.prefixlen, 32)}")  # the length was meant for the IPv4 address
     if ip_address(literal) != network.network_address:
         raise InvalidValue(
             f"has host bits set beyond /{network.prefixlen}",

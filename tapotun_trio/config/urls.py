@@ -179,6 +179,8 @@ def _host_on_link(literal: str) -> str:
     address = _ipv6(start)
     if address.ipv4_mapped is not None:
         raise InvalidValue("is an IPv4-mapped IPv6 address", f"write {quote(str(address.ipv4_mapped))}")
+    if address.is_unspecified:
+        raise InvalidValue("has the unspecified address as its host", 'write "[::1]" for this machine')
     if address.is_multicast:
         raise InvalidValue("has a multicast address as its host", 'write one such as "http://[2001:db8::1]:8080/"')
     if not address.is_link_local:

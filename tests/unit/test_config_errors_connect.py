@@ -146,6 +146,8 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "% and what follows it"),
     ([server(trusted_proxies=["::ffff:10.0.0.0/104"])], '[0].trusted_proxies[0]: "::ffff:10.0.0.0/104" is an '
      'IPv4-mapped IPv6 address; write "10.0.0.0/8"'),
+    ([server(trusted_proxies=["::ffff:10.0.0.0/8"])], '[0].trusted_proxies[0]: "::ffff:10.0.0.0/8" is an '
+     'IPv4-mapped IPv6 address; write "10.0.0.0/8"'),
     ([server(trusted_proxies=["::/0"])], 'warning: [0].trusted_proxies[0]: "::/0" trusts everyone: any client can '
      "forge its address, also in the log; write the addresses of your proxies only"),
     ([server(proxy_protocol=True)], '[0].trusted_proxies: names no proxy, and with "proxy_protocol" only trusted '
@@ -275,6 +277,10 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      "address; leave out the % and what follows it"),
     ([client(server="http://[::ffff:192.0.2.1]/")], '[0].server: "http://[::ffff:192.0.2.1]/" is an IPv4-mapped IPv6 '
      'address; write "192.0.2.1"'),
+    ([client(server="http://[::]:8080/")], '[0].server: "http://[::]:8080/" has the unspecified address as its host; '
+     'write "[::1]" for this machine'),
+    ([client(proxy="http://[::]:3128")], '[0].proxy: "http://[::]:3128" has the unspecified address as its host; '
+     'write "[::1]" for this machine'),
     ([client(server="http://[ff02::1]/")], '[0].server: "http://[ff02::1]/" has a multicast address as its host; '
      'write one such as "http://[2001:db8::1]:8080/"'),
     ([client(server="http://h/" + "x" * 4096)], f'[0].server: "http://h/{"x" * 70}…" has more than 4096 characters; '
