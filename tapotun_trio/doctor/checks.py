@@ -64,7 +64,12 @@ def judge(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminConf
     found = [_tun(machine), _capabilities(machine, configs), _offloads(machine), *_ipv6(machine, configs)]
     found += [*_forwarding(machine, configs), *_forward_chains(machine, configs), *_rp_filter(machine, configs)]
     found += [*_managers(machine, configs), *_bridges(machine, configs), _clock(machine, configs)]
-    found += [*_listen(machine, configs, admin), *_routes(machine, configs), *_covering(machine, configs)]
+    found += [
+        *_listen(machine, configs, admin),
+        *_strangers(machine, configs),
+        *_routes(machine, configs),
+        *_covering(machine, configs),
+    ]
     found += [*_left_out(machine, configs), *_left_over(machine), *_mtu(machine, configs), _files(machine, configs)]
     return found
 
@@ -125,6 +130,14 @@ def _ipv6(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Find
                 yield Finding("failure", "ipv6", f"{reason}, and {text}", remedy)
             if not inside:
                 yield Finding("note", "ipv6", f"{reason}: a tunnel carries IPv4 only", remedy)
+        elif off := [name for name in machine.ipv6_off if not configs or name in {it.name for it in configs}]:
+            for name in off:
+                remedy = f"sysctl -w {interface_setting('ipv6', name, 'disable_ipv6')}=0"
+                needing_it = list(_has_ipv6_inside(it for it in configs if it.name == name))
+                for text in needing_it:
+                    yield Finding("failure", "ipv6", f"IPv6 is switched off on {name}, and {text}", remedy)
+                if not needing_it:
+                    yield Finding("note", "ipv6", f"IPv6 is switched off on {name}: it carries IPv4 only", remedy)
         else:
             yield Finding("ok", "ipv6", "IPv6 is available, for the tunnel's connections and inside")
         return
@@ -182,6 +195,17 @@ def _listen(machine: Machine, configs: Sequence[InterfaceConfig], admin: AdminCo
         yield Finding("warning", "listen", text, "correct listen, or give this machine the address")
     if not absent:
         yield Finding("ok", "listen", "this machine has every address that a listen option names")
+
+
+def _strangers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
+    """Of several IPv4 addresses the first is the source, and that is ours. Of several IPv6 addresses it is the last."""
+    names = {config.name for config in configs}
+    for name, address in machine.strangers:
+        if not configs or name in names:
+            text = f"another program gave {name} the address {address}: it may be the source of this machine's packets "
+            text += "into the tunnel, and the other end may not know it"
+            remedy = f"remove it, or let it be no source: ip address change {address} dev {name} preferred_lft 0"
+            yield Finding("warning", "addresses", text, remedy)
 
 
 def _forwarding(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface
 from typing import Final
 
 from ..control.subcommands import running
@@ -37,6 +37,7 @@ _ON_EVERY_LINK: Final = (IPv6Network("fe80::/10"), IPv6Network("ff00::/8"))
 _LOCAL: Final = re.compile(r"\|-- (\d+\.\d+\.\d+\.\d+)\n\s+/32 host LOCAL")
 _IFA_UNUSABLE: Final = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED of linux/if_addr.h
 _IFA_PERMANENT: Final = 0x80  # IFA_F_PERMANENT: the address has no lifetime
+_IFA_DEPRECATED: Final = 0x20  # IFA_F_DEPRECATED: no source where there is another address (RFC 6724 section 5)
 _SCOPE_GLOBAL: Final = 0x00  # IPV6_ADDR_SCOPE_MASK of net/ipv6.h, as net/ipv6/addrconf.c prints it
 _SYSCTLS: Final = (
     "net.ipv4.ip_forward",
@@ -103,6 +104,9 @@ class Machine:
     advertised: the interfaces whose IPv6 default route comes from a router's advertisements, each with its accept_ra.
     autoconfigured: the interfaces with a global IPv6 address that has a lifetime, each with its accept_ra. The kernel
         (SLAAC) or a program gave it.
+    ipv6_off: the TUN interfaces that have to run here, or run, and on which IPv6 is switched off.
+    strangers: IPv6 addresses that another program gave to a running TUN interface, and that may become the source of
+        packets, each with the interface.
     """
 
     tun_error: str | None = None
@@ -126,6 +130,8 @@ class Machine:
     left_out: tuple[tuple[str, LeftOutStatus], ...] = ()
     advertised: Mapping[str, int] = field(default_factory=dict)
     autoconfigured: Mapping[str, int] = field(default_factory=dict)
+    ipv6_off: tuple[str, ...] = ()
+    strangers: tuple[tuple[str, IPv6Interface], ...] = ()
 
 
 def inspect_machine(names: Iterable[str] = ()) -> Machine:
@@ -134,7 +140,10 @@ def inspect_machine(names: Iterable[str] = ()) -> Machine:
     names = tuple(names)
     footprint = _footprint()
     interfaces = [interface for process in running(_STATUS_S) for interface in process.interfaces]
+    tunnels = {interface.name: interface.addresses for interface in interfaces if interface.device == "tun"}
     return Machine(
+        ipv6_off=tuple(name for name in dict.fromkeys((*names, *tunnels)) if _number_in(_disable_ipv6(name))),
+        strangers=tuple(_strangers(tunnels, _text("/proc/net/if_inet6"))),
         managers={
             manager: {name: frozenset(taken_by(manager, name)) for name in names} for manager in managers_running()
         },
@@ -230,6 +239,32 @@ def parse_autoconfigured(text: str) -> list[str]:
         except (IndexError, ValueError):
             continue
     return list(dict.fromkeys(found))
+
+
+def _disable_ipv6(name: str) -> str:
+    return f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
+
+
+def _strangers(tunnels: Mapping[str, Iterable[str]], if_inet6: str) -> Iterator[tuple[str, IPv6Interface]]:
+    """``tunnels``: the addresses that each TUN interface of ours has from us."""
+    for name, found in parse_sources(if_inet6):
+        if name in tunnels and found.ip not in {ip_interface(text).ip for text in tunnels[name]}:
+            yield name, found
+
+
+def parse_sources(if_inet6: str) -> list[tuple[str, IPv6Interface]]:
+    """The addresses of global scope in /proc/net/if_inet6 that the kernel may choose as a source, each with its
+    interface. Malformed lines are ignored."""
+    found: list[tuple[str, IPv6Interface]] = []
+    for line in if_inet6.splitlines():
+        words = line.split()
+        try:
+            flags = int(words[4], 16)
+            if int(words[3], 16) == _SCOPE_GLOBAL and not flags & (_IFA_UNUSABLE | _IFA_DEPRECATED):
+                found.append((words[5], IPv6Interface((int(words[0], 16), int(words[2], 16)))))
+        except (IndexError, ValueError):
+            continue
+    return found
 
 
 def _accept_ra(interfaces: Iterable[str]) -> dict[str, int]:

@@ -9,11 +9,20 @@ from typing import Any, Final
 
 import pytest
 
-from tests.harness import Host, Lab, command, wait_until
+from tests.harness import Host, Lab, command, ping, wait_for_ping, wait_until
 
 from ..twins import FAMILIES, twin
-from .dual import advertising, forwards
-from .topologies import TUNNEL_CLIENT, TUNNEL_SERVER, allowed, cable, server_config
+from .dual import HUB, advertising, dual_cable, dual_config, forwards
+from .topologies import (
+    TUNNEL_CLIENT,
+    TUNNEL_SERVER,
+    UPLOADING,
+    allowed,
+    cable,
+    client_config,
+    running,
+    server_config,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -219,3 +228,30 @@ def test_a_firewall_that_drops_what_is_forwarded(lab: Lab, version: int, firewal
     for order in orders:
         server.run(order.replace(program, f"{program}-{kind}").split())
     assert findings(server, file=str(file))[1]["firewall"][0][0] == "note"
+
+
+def test_a_running_client_with_a_foreign_address_or_without_ipv6(lab: Lab) -> None:
+    """What it says to do helps. An IPv6 address that came later would be the source; of IPv4 ones the first is."""
+    server, client = dual_cable(lab)
+    with (
+        running(server, dual_config(ips=["10.10.0.254", "fd00:10::fe"])),
+        running(client, client_config(), until=UPLOADING),
+    ):
+        wait_for_ping(client, HUB[1])
+        client.ip("address add 10.10.0.99/24 dev tun0")
+        assert ping(client, HUB[0]).ok
+        for host in (server, client):
+            assert "addresses" not in findings(host)[1]
+        client.ip("address add fd00:10::99/64 dev tun0 nodad")
+        assert not ping(client, HUB[1]).ok
+        [(severity, text)] = findings(client)[1]["addresses"]
+        assert severity == "warning"
+        client.run(["ip", *text.partition(": ip ")[2].split()])
+        assert "addresses" not in findings(client)[1]
+        assert ping(client, HUB[1]).ok
+        client.sysctl("net.ipv6.conf.tun0.disable_ipv6", 1)
+        [(severity, text)] = findings(client)[1]["ipv6"]
+        assert (severity, "tun0" in text) == ("note", True)
+        client.run(text.partition("; ")[2].split())
+        assert "ipv6" not in findings(client)[1]
+        wait_for_ping(client, HUB[1], PATIENCE_S)

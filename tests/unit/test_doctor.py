@@ -33,6 +33,7 @@ from tapotun_trio.doctor.machine import (
     parse_autoconfigured,
     parse_ipv6_routes,
     parse_routes,
+    parse_sources,
 )
 from tapotun_trio.doctor.run import doctor
 from tapotun_trio.host.firewall import ForwardChain
@@ -226,6 +227,22 @@ def test_a_healthy_machine() -> None:
         (sysctl(ipv6=1), DUAL, "failure", "ipv6", "IPv6 is switched off, and hub has the network fd00:10::/64"),
         (sysctl(ipv6=None), DUAL, "failure", "ipv6", "leave IPv6 out of its net"),
         (sysctl(new=1), DUAL, "failure", "ipv6", "sysctl -w net.ipv6.conf.default.disable_ipv6=0"),
+        (
+            replace(HEALTHY, ipv6_off=("hub",)),
+            DUAL,
+            "failure",
+            "ipv6",
+            "IPv6 is switched off on hub, and hub has the netw",
+        ),
+        (replace(HEALTHY, ipv6_off=("a.b",)), replace(DUAL, name="a.b"), "failure", "ipv6", "conf.a/b.disable_ipv6=0"),
+        (replace(HEALTHY, ipv6_off=("tun0",)), CLIENT, "note", "ipv6", "switched off on tun0: it carries IPv4 only"),
+        (
+            replace(HEALTHY, strangers=(("tun0", IPv6Interface("fd00:10::99/64")),)),
+            CLIENT,
+            "warning",
+            "addresses",
+            "ip address change fd00:10::99/64 dev tun0 preferred_lft 0",
+        ),
         (sysctl(new=1), SERVER, "note", "ipv6", "switched off for new interfaces: a tunnel carries IPv4 only"),
         (routed("fd00:10::/64"), DUAL, "failure", "routes", "routed elsewhere already: fd00:10::/64 on eth1"),
         (routed("fd00::/16"), DUAL, "warning", "routes", "the more specific of the two wins"),
@@ -342,6 +359,21 @@ malformed
 xyz 02 40 00 80 eth0
 """
     assert parse_addresses(fib_trie, if_inet6) == {"192.0.2.2", "2001:db8::1"}
+
+
+def test_ipv6_addresses_that_may_be_a_source() -> None:
+    if_inet6 = """20010db8000000000000000000000001 02 40 00 80     eth0
+20010db8000000000000000000000002 02 40 00 c0     eth0
+20010db8000000000000000000000003 02 40 00 a0     eth0
+fe800000000000000000000000000001 02 40 20 80     eth0
+00000000000000000000000000000001 01 80 10 80       lo
+fd000010000000000000000000000099 03 80 00 00     tun0
+malformed
+"""
+    assert parse_sources(if_inet6) == [
+        ("eth0", IPv6Interface("2001:db8::1/64")),
+        ("tun0", IPv6Interface("fd00:10::99/128")),
+    ]
 
 
 def test_interfaces_with_addresses_that_have_a_lifetime() -> None:
@@ -511,6 +543,7 @@ def test_any_text_is_some_routes(text: str) -> None:
     assert isinstance(parse_ipv6_routes(text), tuple)
     assert isinstance(parse_advertised(text), list)
     assert isinstance(parse_autoconfigured(text), list)
+    assert isinstance(parse_sources(text), list)
     assert kernel_version(text) is None or all(part >= 0 for part in kernel_version(text) or ())
 
 
