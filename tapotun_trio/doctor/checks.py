@@ -19,6 +19,7 @@ from ..config.model import (
     is_pushed_to_base_clients,
 )
 from ..families import IPNetwork
+from ..host.firewall import ReversePathFilter
 from ..host.network_managers import KINDS, Kind, remedy
 from ..host.process.privileges import CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, FIRST_FREE_PORT, NET_ADMIN_REMEDY
 from ..status.render import conflict_text, left_out_text
@@ -401,7 +402,7 @@ def _bridge_filters(machine: Machine, bridges: Sequence[str]) -> Iterator[Findin
 
 def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Finding]:
     """The kernel uses the higher of ``all`` and the interface's own setting, which starts as ``default``. It filters
-    packets of IPv4 only."""
+    packets of IPv4 only; for IPv6 some firewalls have such a filter."""
     names = ("net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter")
     everywhere, default = (machine.sysctls.get(name, 0) for name in names)
     found = 0
@@ -419,6 +420,17 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
             text = f"a strict reverse path filter drops packets from {what} {', '.join(affected)}"
             own = [interface_setting("ipv4", name, "rp_filter") for name in affected if name in machine.rp_filters]
             yield Finding("failure", "rp_filter", text, "; ".join(f"sysctl -w {name}=2" for name in (*names, *own)))
+    for path_filter in machine.ipv6_filters:
+        affected = [it.name for it in configs if _has_other_ipv6_sources(it) and it.name not in path_filter.named]
+        if affected:
+            found += 1
+            text = (
+                f"the reverse path filter in chain {path_filter.chain} of the nftables table {path_filter.table} drops "
+            )
+            text += (
+                f"IPv6 packets from {', '.join(affected)} whose source is not routed there, as replies to marked ones"
+            )
+            yield Finding("warning", "rp_filter", text, _filter_remedy(path_filter, affected[0]))
     if found:
         return
     if STRICT not in {everywhere, default} or max(everywhere, default) > STRICT:
@@ -426,6 +438,21 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
     else:
         text = "a strict reverse path filter: packets from addresses that are not routed into a tunnel are dropped"
         yield Finding("note", "rp_filter", text)
+
+
+def _filter_remedy(path_filter: ReversePathFilter, name: str) -> str:
+    if path_filter.table == "inet firewalld":
+        return "set IPv6_rpfilter=no in /etc/firewalld/firewalld.conf, and restart firewalld"
+    return f"nft insert rule {path_filter.table} {path_filter.chain} iifname {name} accept"
+
+
+def _has_other_ipv6_sources(config: InterfaceConfig) -> bool:
+    """Whether IPv6 packets may come from the interface's device whose source the main table routes elsewhere. Of a
+    client with a mark it is not known whether its tunnel carries IPv6."""
+    if isinstance(config, ClientConfig):
+        return config.mark is not None
+    pinned = any(source.version == 6 for client in config.clients for source in client.sources)
+    return config.net6 is not None and (config.mark is not None or pinned)
 
 
 def _is_asymmetric(config: InterfaceConfig, _machine: Machine) -> bool:

@@ -17,7 +17,7 @@ from typing import Final
 from ..control.subcommands import running
 from ..errors import HostError
 from ..families import IPAddress, IPNetwork, is_within
-from ..host.firewall import ForwardChain, dropping_forward_chains
+from ..host.firewall import ForwardChain, ReversePathFilter, dropping_forward_chains, strict_ipv6_filters
 from ..host.netlink.footprint import Footprint, read_footprint
 from ..host.network_managers import Kind, Manager, managers_running, taken_by
 from ..host.ownership import Holder, holder_of
@@ -100,6 +100,7 @@ class Machine:
     managers: the running network managers; for each interface that has to run here, the kinds of items that they may
         remove with their current settings.
     forward_chains: chains of the firewall whose policy drops the packets that this machine forwards.
+    ipv6_filters: what filters IPv6 strictly by the reverse path.
     left_out: networks that servers pushed and that running clients leave out, each with the interface.
     advertised: the interfaces whose IPv6 default route comes from a router's advertisements, each with its accept_ra.
     autoconfigured: the interfaces with a global IPv6 address that has a lifetime, each with its accept_ra. The kernel
@@ -127,6 +128,7 @@ class Machine:
     rp_filters: Mapping[str, int] = field(default_factory=dict)
     managers: Mapping[Manager, Mapping[str, frozenset[Kind]]] = field(default_factory=dict)
     forward_chains: tuple[ForwardChain, ...] = ()
+    ipv6_filters: tuple[ReversePathFilter, ...] = ()
     left_out: tuple[tuple[str, LeftOutStatus], ...] = ()
     advertised: Mapping[str, int] = field(default_factory=dict)
     autoconfigured: Mapping[str, int] = field(default_factory=dict)
@@ -148,6 +150,7 @@ def inspect_machine(names: Iterable[str] = ()) -> Machine:
             manager: {name: frozenset(taken_by(manager, name)) for name in names} for manager in managers_running()
         },
         forward_chains=dropping_forward_chains(names),
+        ipv6_filters=strict_ipv6_filters(names),
         reachable=footprint.addresses,
         left_over=footprint.left_over,
         conflicts=tuple(

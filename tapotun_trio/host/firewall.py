@@ -1,4 +1,5 @@
-"""Finds the firewalls of this machine that drop forwarded packets unless a rule accepts them. Blocking; read-only.
+"""Finds the firewalls of this machine that drop forwarded packets unless a rule accepts them, and those that filter
+IPv6 by the reverse path. Blocking; read-only.
 
 Asks the kernel directly, so neither nft nor iptables has to be installed. nftables, which iptables-nft uses too, is
 read over nfnetlink (linux/netfilter/nf_tables.h). iptables-legacy and ip6tables-legacy are read with a socket option
@@ -29,7 +30,13 @@ _NFTABLES: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _NEW_CHAIN, _GET_CHAIN, _NEW_RULE, _GET_RULE = 3, 4, 6, 7  # enum nf_tables_msg_types
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5  # enum nft_chain_attributes
 _HOOK_NUMBER: Final = 1  # enum nft_hook_attributes
-_RULE_TABLE: Final = 1  # enum nft_rule_attributes
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4  # enum nft_rule_attributes
+_NAME, _DATA = 1, 2  # enum nft_expr_attributes
+_FIB_RESULT, _FIB_FLAGS = 2, 3  # enum nft_fib_attributes
+_FIB_OUTPUT: Final = frozenset({1, 2})  # NFT_FIB_RESULT_OIF, NFT_FIB_RESULT_OIFNAME
+_FIB_STRICT: Final = 1 | 8  # NFTA_FIB_F_SADDR, NFTA_FIB_F_IIF: the way back is through the interface that it came from
+_MATCH_NAME, _MATCH_INFO = 1, 3  # enum nft_match_attributes
+_RPFILTER_LOOSE: Final = 1  # XT_RPFILTER_LOOSE, linux/netfilter/xt_rpfilter.h
 _FORWARD: Final = 2  # NF_INET_FORWARD
 _DROP: Final = 0  # NF_DROP
 _FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}  # NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
@@ -83,6 +90,53 @@ class ForwardChain:
     versions: frozenset[int] = frozenset({4})
 
 
+@dataclass(frozen=True, slots=True)
+class ReversePathFilter:
+    """A chain with a rule that asks whether the way back to the source of an IPv6 packet leads through the interface
+    that it came from. firewalld has one by default, and NixOS; the kernel itself has none for IPv6.
+
+    Attributes:
+        table, chain: as for ``nft``: ``inet firewalld``, ``filter_PREROUTING``.
+        named: the interfaces, of those asked about, that appear by name in a rule of the table.
+    """
+
+    table: str
+    chain: str
+    named: frozenset[str] = frozenset()
+
+
+def strict_ipv6_filters(interfaces: Iterable[str]) -> tuple[ReversePathFilter, ...]:
+    """Return the strict reverse path filters for IPv6 in nftables, which iptables-nft uses too. Empty if they cannot be
+    read. ``interfaces``: the names to look for in the rules."""
+    try:
+        with _open_nftables() as sock:
+            rules = _dump(sock, _GET_RULE, _NEW_RULE)
+    except (OSError, struct.error):
+        return ()
+    found: dict[tuple[int, str, str], None] = {}
+    for message in rules:
+        family, rule = _parse(message)
+        if family in _VERSIONS and 6 in _VERSIONS[family] and _is_strict(rule.get(_RULE_EXPRESSIONS, b"")):
+            found[family, _text(rule.get(_RULE_TABLE)), _text(rule.get(_RULE_CHAIN))] = None
+    return tuple(
+        ReversePathFilter(f"{_FAMILIES[family]} {table}", chain, _named(interfaces, rules, family, table))
+        for family, table, chain in found
+    )
+
+
+def _is_strict(expressions: bytes) -> bool:
+    for _, expression in _each(expressions):
+        parts = _attributes(expression)
+        name, data = _text(parts.get(_NAME)), _attributes(parts.get(_DATA, b""))
+        if name == "fib":
+            result, flags = (int.from_bytes(data.get(key, b""), "big") for key in (_FIB_RESULT, _FIB_FLAGS))
+            if result in _FIB_OUTPUT and flags & _FIB_STRICT == _FIB_STRICT:
+                return True
+        if name == "match" and _text(data.get(_MATCH_NAME)) == "rpfilter":
+            return not int.from_bytes(data.get(_MATCH_INFO, b"")[:1], "little") & _RPFILTER_LOOSE
+    return False
+
+
 def dropping_forward_chains(interfaces: Iterable[str]) -> tuple[ForwardChain, ...]:
     """Return the chains whose policy drops every packet that no rule accepts. Tables that cannot be read are left out.
 
@@ -103,25 +157,34 @@ def dropping_forward_chains(interfaces: Iterable[str]) -> tuple[ForwardChain, ..
 # -- nftables
 
 
-def _nftables(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
+def _open_nftables() -> socket.socket:
+    """Raises OSError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    try:
         sock.settimeout(_TIMEOUT_S)
         sock.bind((0, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _nftables(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
+    with _open_nftables() as sock:
         chains = [chain for message in _dump(sock, _GET_CHAIN, _NEW_CHAIN) if (chain := _drops(message)) is not None]
         if not chains:
             return
-        rules: dict[tuple[int, str], list[bytes]] = {}
-        for message in _dump(sock, _GET_RULE, _NEW_RULE):
-            family, found = _parse(message)
-            rules.setdefault((family, _text(found.get(_RULE_TABLE))), []).append(message)
+        rules = _dump(sock, _GET_RULE, _NEW_RULE)
     for family, table, name in chains:
-        named = frozenset(
-            interface
-            for interface in interfaces
-            if any(_is_named(interface, rule) for rule in rules.get((family, table), ()))
-        )
         text = f"chain {name} of the nftables table {_FAMILIES[family]} {table}"
-        yield ForwardChain(text, named, _VERSIONS[family])
+        yield ForwardChain(text, _named(interfaces, rules, family, table), _VERSIONS[family])
+
+
+def _named(interfaces: Iterable[str], rules: Iterable[bytes], family: int, table: str) -> frozenset[str]:
+    """Those of the interfaces that a rule of the table names."""
+    parsed = ((message, *_parse(message)) for message in rules)
+    own = [message for message, of, found in parsed if (of, _text(found.get(_RULE_TABLE))) == (family, table)]
+    return frozenset(name for name in interfaces if any(_is_named(name, rule) for rule in own))
 
 
 def _dump(sock: socket.socket, request: int, answer: int) -> list[bytes]:
@@ -161,15 +224,17 @@ def _parse(message: bytes) -> tuple[int, dict[int, bytes]]:
 
 
 def _attributes(data: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
+    return dict(_each(data))
+
+
+def _each(data: bytes) -> Iterator[tuple[int, bytes]]:
     offset = 0
     while offset + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < _ATTRIBUTE.size:
             break
-        found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
+        yield kind & _TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
         offset += length + 3 & ~3
-    return found
 
 
 def _text(data: bytes | None) -> str:

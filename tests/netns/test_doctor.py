@@ -255,3 +255,29 @@ def test_a_running_client_with_a_foreign_address_or_without_ipv6(lab: Lab) -> No
         client.run(text.partition("; ")[2].split())
         assert "ipv6" not in findings(client)[1]
         wait_for_ping(client, HUB[1], PATIENCE_S)
+
+
+def test_a_reverse_path_filter_for_ipv6(lab: Lab) -> None:
+    """As firewalld has it. The kernel's own, for IPv4, is loosened where a mark needs that; this one is not ours."""
+    server, client = dual_cable(lab)
+    file = client.tmp / "marked.json"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps([client_config(mark={"value": 100, "table": 100})]), encoding="utf-8")
+    far = ("198.51.100.7", "2001:db8:7::7")
+    for address in far:
+        server.ip(f"address add {address} dev lo")
+    client.sysctl("net.ipv4.conf.all.rp_filter", 1)
+    rule = "meta nfproto ipv6 fib saddr . mark . iif oif missing drop"
+    for order in ("add table inet fw", "add chain inet fw pre {type filter hook prerouting priority 10;}"):
+        client.run(["nft", order])
+    client.run(["nft", f"add rule inet fw pre icmpv6 type nd-neighbor-advert accept; add rule inet fw pre {rule}"])
+    client.ip("route add default via 192.0.2.1")
+    client.ip("-6 route add default via 2001:db8:2::1")
+    with running(server, dual_config()), running(client, file, until=UPLOADING):
+        wait_for_ping(client, far[0], mark=100)
+        assert not ping(client, far[1], mark=100).ok
+        [(severity, text)] = findings(client, file=str(file))[1]["rp_filter"]
+        assert (severity, "IPv6 packets from tun0" in text) == ("warning", True)
+        client.run(text.partition("; ")[2].split())
+        assert ping(client, far[1], mark=100).ok
+        assert all("IPv6" not in text for _, text in findings(client, file=str(file))[1].get("rp_filter", []))

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 import trio
 
-from tapotun_trio.host.firewall import dropping_forward_chains
+from tapotun_trio.host.firewall import dropping_forward_chains, strict_ipv6_filters
 from tapotun_trio.host.interfaces import InterfaceChange
 from tapotun_trio.host.ipv6 import has_ipv6, ipv6_remedy
 from tapotun_trio.host.items import HostRoute, Item, ItemsRefused
@@ -491,6 +491,45 @@ async def test_firewalls_of_either_family(commands: list[str], expected: list[tu
         subprocess.run([*head.split(), *([brace + tail] if brace else [])], check=True)  # noqa: ASYNC221
     found = dropping_forward_chains(["tun0", "tun1"])
     assert [(chain.name, "".join(chain.named), set(chain.versions)) for chain in found] == expected
+
+
+def prerouting(family: str, *rules: str) -> list[str]:
+    return [
+        f"nft add table {family} f",
+        f"nft add chain {family} f c {{type filter hook prerouting priority 0;}}",
+        *(f"nft add rule {family} f c {rule}" for rule in rules),
+    ]
+
+
+STRICT: Final = "meta nfproto ipv6 fib saddr . mark . iif oif missing drop"
+"""As firewalld has it."""
+
+
+@table(
+    "commands expected",
+    ("none", [], []),
+    ("firewalld's", prerouting("inet", STRICT), [("inet f", "c", "")]),
+    ("the same twice", prerouting("inet", STRICT, STRICT), [("inet f", "c", "")]),
+    ("with an exception", prerouting("inet", "iifname tun0 accept", STRICT), [("inet f", "c", "tun0")]),
+    ("by name", prerouting("ip6", "fib saddr . iif oifname 0 drop"), [("ip6 f", "c", "")]),
+    ("NixOS's", prerouting("ip6", "fib saddr . mark . iif oif exists accept"), [("ip6 f", "c", "")]),
+    ("loose", prerouting("inet", "meta nfproto ipv6 fib saddr . mark oif missing drop"), []),
+    ("for IPv4", prerouting("ip", "fib saddr . iif oif missing drop"), []),
+    ("of the destination", prerouting("inet", "fib daddr . iif type != local drop"), []),
+    (
+        "by iptables-nft",
+        ["ip6tables-nft -t raw -A PREROUTING -m rpfilter --invert -j DROP"],
+        [("ip6 raw", "PREROUTING", "")],
+    ),
+    ("loose by iptables-nft", ["ip6tables-nft -t raw -A PREROUTING -m rpfilter --loose --invert -j DROP"], []),
+)
+@in_fresh_namespace
+async def test_reverse_path_filters_for_ipv6(commands: list[str], expected: list[tuple[str, str, str]]) -> None:
+    for command in commands:
+        head, brace, tail = command.partition("{")
+        subprocess.run([*head.split(), *([brace + tail] if brace else [])], check=True)  # noqa: ASYNC221
+    found = strict_ipv6_filters(["tun0", "tun1"])
+    assert [(each.table, each.chain, "".join(each.named)) for each in found] == expected
 
 
 # Leftovers

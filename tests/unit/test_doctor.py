@@ -36,7 +36,7 @@ from tapotun_trio.doctor.machine import (
     parse_sources,
 )
 from tapotun_trio.doctor.run import doctor
-from tapotun_trio.host.firewall import ForwardChain
+from tapotun_trio.host.firewall import ForwardChain, ReversePathFilter
 from tapotun_trio.host.network_managers import Kind, Manager
 from tapotun_trio.host.ownership import Holder
 from tapotun_trio.host.process.privileges import CAP_NET_ADMIN
@@ -66,6 +66,8 @@ DUAL = replace(SERVER, nets=(*SERVER.nets, IPv6Interface("fd00:10::1/64")))
 IPV6_ONLY = replace(DUAL, nets=DUAL.nets[1:], clients=())
 ROUTER6 = replace(DUAL, routes=(IPv6Network("fd00:20::/64"),))
 PINNED = server_config(8080, allowed("a", "10.10.0.2", (), ("172.20.0.1",)))
+MARKED6 = replace(DUAL, mark=Mark(1, 1))
+PINNED6 = replace(DUAL, clients=(replace(DUAL.clients[0], sources=(IPv6Address("2001:db8::5"),)),))
 CLIENT = client_config("tun0", 443)
 SECURE = replace(CLIENT, server=Url("https", "vpn.example.com", 443, "/"))
 
@@ -85,6 +87,10 @@ def sysctl(**values: int | None) -> Machine:
 
 def routed(*networks: str, interface: str = "eth1") -> Machine:
     return replace(HEALTHY, routes=tuple(Route(ip_network(it), interface) for it in networks))
+
+
+def filtered(table: str, *named: str) -> Machine:
+    return replace(HEALTHY, ipv6_filters=(ReversePathFilter(table, "PRE", frozenset(named)),))
 
 
 CHAIN = "chain FORWARD of the nftables table ip filter"
@@ -124,6 +130,20 @@ def test_programs_that_stand_in_the_way(
     [found] = [it for it in judge(machine, [config]) if it.check == check]
     assert found.severity == severity
     assert words in f"{found.text}; {found.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("machine", "config"),
+    [
+        (filtered("inet firewalld", "hub"), MARKED6),
+        (filtered("inet firewalld"), DUAL),
+        (filtered("inet firewalld"), replace(SERVER, mark=Mark(1, 1))),
+        (filtered("inet firewalld"), PINNED),
+        (filtered("inet firewalld"), CLIENT),
+    ],
+)
+def test_a_reverse_path_filter_that_harms_nothing(machine: Machine, config: InterfaceConfig) -> None:
+    assert [it.severity for it in judge(machine, [config]) if it.check == "rp_filter"] == ["ok"]
 
 
 def test_a_healthy_machine() -> None:
@@ -247,6 +267,21 @@ def test_a_healthy_machine() -> None:
         (routed("fd00:10::/64"), DUAL, "failure", "routes", "routed elsewhere already: fd00:10::/64 on eth1"),
         (routed("fd00::/16"), DUAL, "warning", "routes", "the more specific of the two wins"),
         (routed("fd00:10::/80"), DUAL, "warning", "routes", "fd00:10::/80 on eth1"),
+        (
+            filtered("inet firewalld"),
+            MARKED6,
+            "warning",
+            "rp_filter",
+            "set IPv6_rpfilter=no in /etc/firewalld/firewalld.co",
+        ),
+        (
+            filtered("inet firewalld"),
+            replace(CLIENT, mark=Mark(1, 1)),
+            "warning",
+            "rp_filter",
+            "IPv6 packets from tun0",
+        ),
+        (filtered("ip6 raw"), PINNED6, "warning", "rp_filter", "nft insert rule ip6 raw PRE iifname hub accept"),
         (sysctl(rp_all=1, rp_default=0), PINNED, "failure", "rp_filter", "all.rp_filter=2"),
         (sysctl(rp_all=0, rp_default=1), PINNED, "failure", "rp_filter", "hub"),
         (sysctl(rp_all=1, rp_default=1), replace(PINNED, mark=Mark(1, 1)), "note", "rp_filter", "strict"),
