@@ -255,12 +255,14 @@ def _forward_chains(machine: Machine, configs: Sequence[InterfaceConfig]) -> Ite
             if isinstance(config, ServerConfig)
             and any(_routes_for_others(config, version) for version in chain.versions)
         ]
-        program = "iptables" if 4 in chain.versions else "ip6tables"
         unnamed = [name for name in routers if name not in chain.named]
-        text = f"{chain.name} drops forwarded packets that no rule accepts, as Docker sets it"
+        text = f"{chain.name} drops forwarded packets that no rule accepts{'' if chain.nft else ', as Docker sets it'}"
         if unnamed:
-            rules = " and ".join(f"`{program} -I FORWARD {way} {unnamed[0]} -j ACCEPT`" for way in ("-i", "-o"))
-            remedy = f"accept them: {rules}; with Docker in the chain DOCKER-USER, which it leaves alone"
+            rules = " and ".join(f"`{command}`" for command in chain.accepting(unnamed[0]))
+            where = "and in the file that makes the chain, such as /etc/nftables.conf"
+            if not chain.nft:
+                where = "with Docker in the chain DOCKER-USER, which it leaves alone"
+            remedy = f"accept them: {rules}; {where}"
             yield Finding("warning", "firewall", f"{text}, and no rule names {', '.join(unnamed)}", remedy)
         else:
             yield Finding("note", "firewall", text)

@@ -83,11 +83,23 @@ class ForwardChain:
         name: the table and the chain, as text for people.
         named: the interfaces, of those asked about, that appear by name in a rule of the table.
         versions: the IP versions of the packets that it drops.
+        nft: the chain as for ``nft``: ``inet filter forward``. Empty: it is one of iptables or ip6tables.
     """
 
     name: str
     named: frozenset[str] = frozenset()
     versions: frozenset[int] = frozenset({4})
+    nft: str = ""
+
+    def accepting(self, interface: str) -> tuple[str, str]:
+        """The commands that let packets from this interface pass, and those to it."""
+        if self.nft:
+            return (
+                f"nft insert rule {self.nft} iifname {interface} accept",
+                f"nft insert rule {self.nft} oifname {interface} accept",
+            )
+        program = "iptables" if 4 in self.versions else "ip6tables"
+        return f"{program} -I FORWARD -i {interface} -j ACCEPT", f"{program} -I FORWARD -o {interface} -j ACCEPT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +189,9 @@ def _nftables(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
         rules = _dump(sock, _GET_RULE, _NEW_RULE)
     for family, table, name in chains:
         text = f"chain {name} of the nftables table {_FAMILIES[family]} {table}"
-        yield ForwardChain(text, _named(interfaces, rules, family, table), _VERSIONS[family])
+        by_iptables = (table, name) == ("filter", "FORWARD") and len(_VERSIONS[family]) == 1  # iptables-nft
+        nft = "" if by_iptables else f"{_FAMILIES[family]} {table} {name}"
+        yield ForwardChain(text, _named(interfaces, rules, family, table), _VERSIONS[family], nft)
 
 
 def _named(interfaces: Iterable[str], rules: Iterable[bytes], family: int, table: str) -> frozenset[str]:

@@ -257,6 +257,24 @@ def test_a_running_client_with_a_foreign_address_or_without_ipv6(lab: Lab) -> No
         wait_for_ping(client, HUB[1], PATIENCE_S)
 
 
+@pytest.mark.parametrize("version", FAMILIES)
+def test_a_firewall_of_both_families_that_drops_what_is_forwarded(lab: Lab, version: int) -> None:
+    """What another table accepts does not help. The remedy is tried as it is printed."""
+    server, _ = cable(lab)
+    file = hub(server, version)
+    server.sysctl(FORWARDING[version], 1)
+    server.run(["nft", "add table inet filter"])
+    server.run(["nft", "add chain inet filter forward {type filter hook forward priority 0; policy drop;}"])
+    [(severity, text)] = findings(server, file=str(file))[1]["firewall"]
+    assert severity == "warning"
+    for order in text.split("`")[1::2]:
+        server.run(order.split())
+    assert findings(server, file=str(file))[1]["firewall"][0][0] == "note"
+    rules = server.run(["nft", "list", "chain", "inet", "filter", "forward"]).stdout
+    assert 'iifname "tun0" accept' in rules
+    assert 'oifname "tun0" accept' in rules
+
+
 def test_a_reverse_path_filter_for_ipv6(lab: Lab) -> None:
     """As firewalld has it. The kernel's own, for IPv4, is loosened where a mark needs that; this one is not ours."""
     server, client = dual_cable(lab)
