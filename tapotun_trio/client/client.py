@@ -122,9 +122,9 @@ class TunnelClient:
         self.guard = TransportGuard(config.transport_mark, log)
         self._selector = TransportSelector(config.transport, config.server.authority, log)
         self.path_mtu = PathMtu(SegmentLimits(partial(self.failure_log.note, "path-mtu", logging.WARNING)))
-        offer = FeatureOffer(self._selector.features, has_ipv6, log, config.device)
+        self._offer = FeatureOffer(self._selector.features, has_ipv6, log, config.device)
         self._requests = Requests(
-            config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver(), tls, offer
+            config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver(), tls, self._offer
         )
         self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free, has_ipv6, config.bridge)
         self._carrier = Carrier()
@@ -307,6 +307,8 @@ class TunnelClient:
             self.guard.tick(now, connected=connected, heard=heard, silence_s=silence_s)
             self._carrier.tick(now, connected=connected)
             self._select_transport()
+            if connected and self._offer.is_outdated:
+                self._download_gate.rotate()
             for stream in (self._download, self._upload):
                 if stream is not None and not stream.over:
                     self._ages.observe(stream.kind, stream.lifetime())

@@ -82,10 +82,17 @@ class FeatureOffer:
         self._log = log
         self._device = device
         self._told = False
+        self._had_ipv6: bool | None = None  # at the newest request; None: there was none
 
     def features(self) -> frozenset[str]:
         """The features to offer now."""
-        return self._features if self._has_ipv6() else self._features - {control.INET6}
+        self._had_ipv6 = self._has_ipv6()
+        return self._features if self._had_ipv6 else self._features - {control.INET6}
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether IPv6 was switched on or off on this machine since the newest request."""
+        return self._had_ipv6 not in (None, self._has_ipv6())
 
     def agreed(self, offered: frozenset[str], answer: frozenset[str]) -> frozenset[str]:
         """The features that hold from now on. Logs once if this machine has no IPv6.

@@ -38,6 +38,7 @@ import trio
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
 from ..cooperative import run_cooperatively
 from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
+from ..errors import HostError
 from ..host.interfaces import Host, OwnedName
 from ..http.virtual_hosts import ListenerManager
 from ..log import interface_logger
@@ -204,13 +205,19 @@ async def _run_client_once(
 
     log = interface_logger(config.name)
     tls = await open_tls(config.tls) if config.server.scheme == "https" else None
+
+    def has_ipv6() -> bool:
+        # Without a device its own setting is not known. A program may switch IPv6 off whenever the device appears, such
+        # as systemd-sysctl; then it is not asked for at the next start.
+        return host.has_ipv6(config.name) and not record.ipv6_refused
+
     client = record.tunnel = TunnelClient(
         config,
         log,
         require_free=owned.require_free,
         resolver=record.resolver,
         tls=tls,
-        has_ipv6=partial(host.has_ipv6, config.name),
+        has_ipv6=has_ipv6,
     )
     client.restore_last_seen(record.last_seen)
     async with trio.open_nursery() as nursery:
@@ -237,7 +244,12 @@ async def _run_client_once(
             reconciler = Reconciler(host, device.name, log, client.guard, record.health)
             stack.enter_context(client.guard.rechecking(reconciler.recheck))
             async with trio.open_nursery() as device_nursery:
-                await device_nursery.start(reconciler.run, desired)
+                try:
+                    await device_nursery.start(reconciler.run, desired)
+                except HostError:
+                    record.ipv6_refused = not host.has_ipv6(config.name)
+                    raise
+                record.ipv6_refused = False
                 device_nursery.start_soon(client.guard.run)
                 device_nursery.start_soon(writer.run)
                 flows = client.flows

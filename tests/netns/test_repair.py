@@ -148,27 +148,55 @@ def test_what_others_remove_is_put_back_and_told(lab: Lab, version: int) -> None
 
 
 def test_ipv6_that_is_switched_off_on_a_running_interface(lab: Lab) -> None:
-    """That takes addresses and routes. What is shown as missing is missing, and IPv4 goes on."""
+    """That takes addresses and routes. What is shown as missing is missing, and IPv4 goes on. A client asks for IPv4
+    alone then; a server cannot."""
     server, client = dual_cable(lab)
     with (
-        running(server, dual_config(push_routes=["fd00:61::/64"])),
+        running(server, dual_config(push_routes=["fd00:61::/64"], mark=MARK)) as server_daemon,
         running(client, client_config(mark=MARK), until=UPLOADING) as daemon,
     ):
         wait_for_ping(client, HUB[1])
-        client.sysctl("net.ipv6.conf.tun0.disable_ipv6", 1)
-        daemon.wait_for_log(" WARNING .*stays missing for now", PATIENCE_S)
-        [line] = [line for line in daemon.log.splitlines() if "stays missing for now" in line]
-        missing = f"address {LAPTOP[1]}/64, route fd00:61::/64, route ::/0 in table 100 stays missing for now: "
-        assert missing in line
-        assert "sysctl -w net.ipv6.conf.tun0.disable_ipv6=0" in line
-        assert "rule" not in line
-        assert (mark_rules(client), mark_rules(client, 6)) == ([(100, "100", PROTOCOL)], [(100, "100", PROTOCOL)])
-        assert status(client)["state"] == "degraded"
+        for host, process, missing in (
+            (server, server_daemon, f"address {HUB[1]}/64, route ::/0 in table 100"),
+            (client, daemon, f"address {LAPTOP[1]}/64, route fd00:61::/64, route ::/0 in table 100"),
+        ):
+            host.sysctl("net.ipv6.conf.tun0.disable_ipv6", 1)
+            process.wait_for_log(" WARNING .*stays missing for now", PATIENCE_S)
+            [line] = [line for line in process.log.splitlines() if "stays missing for now" in line]
+            assert f"{missing} stays missing for now: " in line
+            assert "sysctl -w net.ipv6.conf.tun0.disable_ipv6=0" in line
+            assert "rule" not in line
+        assert (mark_rules(server), mark_rules(server, 6)) == ([(100, "100", PROTOCOL)], [(100, "100", PROTOCOL)])
+        assert status(server)["state"] == "degraded"
+        wait_until(lambda: status(client)["state"] == "up", PATIENCE_S, "IPv4 alone", daemon.tail)
+        assert (mark_rules(client), mark_rules(client, 6)) == ([(100, "100", PROTOCOL)], [])
         assert ping(client, HUB[0]).ok
-        client.sysctl("net.ipv6.conf.tun0.disable_ipv6", 0)
-        daemon.wait_for_log("everything of this interface is in place again", PATIENCE_S)
-        wait_for_ping(client, HUB[1])
+        for host in (server, client):
+            host.sysctl("net.ipv6.conf.tun0.disable_ipv6", 0)
+        for process in (server_daemon, daemon):
+            process.wait_for_log("everything of this interface is in place again", PATIENCE_S)
+        wait_for_ping(client, HUB[1], PATIENCE_S)
         assert len(mark_rules(client, 6)) == 1
+
+
+def test_ipv6_that_is_switched_off_whenever_the_interface_appears(lab: Lab) -> None:
+    """As systemd-sysctl does it, where a file of sysctl.d names the interface. The client has IPv4, and once it is not
+    switched off any more, both."""
+    server, client = dual_cable(lab)
+    switch = "/proc/sys/net/ipv6/conf/tun0/disable_ipv6"
+    with (
+        running(server, dual_config()),
+        client.start(["sh", "-c", f"while :; do (echo 1 >{switch}) 2>/dev/null; done"]) as switcher,
+        running(client, client_config(), until=UPLOADING) as daemon,
+    ):
+        wait_for_ping(client, HUB[0], PATIENCE_S)
+        assert status(client)["state"] == "up", daemon.tail()
+        assert status(client)["restarts"] <= 1
+        assert daemon.log.count("this machine has no IPv6") == 1
+        switcher.kill()
+        client.sysctl("net.ipv6.conf.tun0.disable_ipv6", 0)
+        wait_for_ping(client, HUB[1], PATIENCE_S)
+        assert ping(client, HUB[0]).ok
 
 
 def test_our_own_changes_are_nobody_elses(lab: Lab) -> None:

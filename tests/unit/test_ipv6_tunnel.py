@@ -470,6 +470,22 @@ async def test_a_machine_without_ipv6_does_not_ask_and_says_so_once() -> None:
         await it.has_addresses("a", f"{A4}/24", f"{A}/64")
 
 
+@pytest.mark.parametrize("transport", ["http", "websocket"])
+async def test_ipv6_that_is_switched_off_and_on_while_there_is_a_session(
+    transport: Literal["http", "websocket"],
+) -> None:
+    """The client asks again at once, and loses nothing by it: the older stream goes on until the next is there."""
+    async with world("a", change=lambda it: replace(it, transport=transport)) as it:
+        for has_ipv6 in (True, False, True, False):
+            it.host.ipv6 = has_ipv6
+            await it.connected("a", ipv6=has_ipv6)
+            await it.has_addresses("a", f"{A4}/24", *([f"{A}/64"] if has_ipv6 else []))
+            await it.carries(A4, HUB4, "a", "hub")
+            await it.carries(HUB4, A4, "hub", "a")
+        assert it.session("a").counters.ends == it.client("a").counters.ends == Counter()
+        assert len(it.lines("this machine has no IPv6")) == 1
+
+
 async def test_a_machine_without_ipv6_learns_why_it_gets_406() -> None:
     async with world("a", has_ipv6=False, config=lambda port: dual_server(port, dual("a", None, A))) as it:
         await until(lambda: it.lines("has only IPv6 addresses for this client"), "the line")
