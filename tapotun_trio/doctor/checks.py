@@ -131,13 +131,14 @@ def _ipv6(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Find
                 yield Finding("failure", "ipv6", f"{reason}, and {text}", remedy)
             if not inside:
                 yield Finding("note", "ipv6", f"{reason}: a tunnel carries IPv4 only", remedy)
-        elif off := [name for name in machine.ipv6_off if not configs or name in {it.name for it in configs}]:
+        elif off := [name for name in machine.ipv6_off if not configs or name in map(_addressed, configs)]:
             for name in off:
+                concerned = [config for config in configs if _addressed(config) == name]
                 remedy = f"sysctl -w {interface_setting('ipv6', name, 'disable_ipv6')}=0"
-                needing_it = list(_has_ipv6_inside(it for it in configs if it.name == name))
+                needing_it = list(_has_ipv6_inside(concerned))
                 for text in needing_it:
                     yield Finding("failure", "ipv6", f"IPv6 is switched off on {name}, and {text}", remedy)
-                if not needing_it:
+                if not needing_it and not any(config.device == "tap" for config in concerned):
                     yield Finding("note", "ipv6", f"IPv6 is switched off on {name}: it carries IPv4 only", remedy)
         else:
             yield Finding("ok", "ipv6", "IPv6 is available, for the tunnel's connections and inside")

@@ -67,6 +67,27 @@ def test_kill_9_leaves_no_bridge_port_behind(lab: Lab, create: bool) -> None:
                     assert site.ports() == {LAN: "forwarding"}, "what is not ours stays where it was"
 
 
+def test_ipv6_that_is_switched_off_on_the_port_alone(lab: Lab) -> None:
+    """As operators do it with ports of bridges. The addresses are the bridge's, whose setting counts."""
+    segment = Segment(lab, "branch")
+    branch = segment.branches["branch"].gateway
+    own = ["10.30.0.66/24", "fd00:30::66/64"]
+    entry = member("branch", ip=[each.partition("/")[0] for each in own])
+    with segment.connected(entry, net=NET, clients={"branch": {"rotate_s": [0.5, 1]}}) as daemons:
+        wait_until(lambda: own[1] in addresses(branch, BRIDGE, 6), PATIENCE_S, "the addresses")
+        branch.sysctl(f"net.ipv6.conf.{INTERFACE}.disable_ipv6", 1)
+        for _ in range(2):
+            before = segment.status()["peers"][0]["endpoint"]
+            wait_until(lambda: segment.status()["peers"][0]["endpoint"] != before, PATIENCE_S, "a rotation")  # noqa: B023
+        assert addresses(branch, BRIDGE) == own[:1]
+        assert own[1] in addresses(branch, BRIDGE, 6)
+        assert "no IPv6" not in daemons["branch"].log
+        branch.sysctl(f"net.ipv6.conf.{BRIDGE}.disable_ipv6", 1)
+        daemons["branch"].wait_for_log("this machine has no IPv6", PATIENCE_S)
+        branch.sysctl(f"net.ipv6.conf.{BRIDGE}.disable_ipv6", 0)
+        wait_until(lambda: own[1] in addresses(branch, BRIDGE, 6), PATIENCE_S, "the address again")
+
+
 def test_the_carrier_follows_the_session(lab: Lab) -> None:
     """At the client: whether there is one. At the hub: whether there is any. So a bridge sees a dead tunnel."""
     segment = Segment(lab, "one", "other")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as replace_struct
 
 from tapotun_trio import exit_codes
-from tapotun_trio.config.model import AdminConfig, InterfaceConfig, Mark, ServerConfig, TcpAddress, Url
+from tapotun_trio.config.model import AdminConfig, Bridge, InterfaceConfig, Mark, ServerConfig, TcpAddress, Url
 from tapotun_trio.doctor.checks import EARLIEST, Finding, judge, kernel_version
 from tapotun_trio.doctor.machine import (
     Machine,
@@ -144,6 +144,14 @@ def test_programs_that_stand_in_the_way(
 )
 def test_a_reverse_path_filter_that_harms_nothing(machine: Machine, config: InterfaceConfig) -> None:
     assert [it.severity for it in judge(machine, [config]) if it.check == "rp_filter"] == ["ok"]
+
+
+def test_ipv6_that_is_switched_off_on_a_port_or_on_its_bridge() -> None:
+    """The addresses are the bridge's, so its setting counts."""
+    port = replace(DUAL, device="tap", bridge=Bridge("br0"))
+    for off, severities in (("hub", ["ok"]), ("br0", ["failure"])):
+        found = [it for it in judge(replace(HEALTHY, ipv6_off=(off,)), [port]) if it.check == "ipv6"]
+        assert [it.severity for it in found] == severities
 
 
 def test_a_healthy_machine() -> None:
