@@ -428,6 +428,11 @@ class ClientConfig:
 InterfaceConfig: TypeAlias = ServerConfig | ClientConfig
 
 
+def addressed(config: InterfaceConfig) -> str:
+    """The name of what has the addresses: the interface, or the bridge that it is a port of."""
+    return config.name if config.bridge is None else config.bridge.name
+
+
 @dataclass(frozen=True, slots=True)
 class AdminConfig:
     """The admin listener.

@@ -16,6 +16,7 @@ from ..config.model import (
     InterfaceConfig,
     ServerConfig,
     TcpAddress,
+    addressed,
     is_pushed_to_base_clients,
 )
 from ..families import IPNetwork
@@ -131,9 +132,9 @@ def _ipv6(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Find
                 yield Finding("failure", "ipv6", f"{reason}, and {text}", remedy)
             if not inside:
                 yield Finding("note", "ipv6", f"{reason}: a tunnel carries IPv4 only", remedy)
-        elif off := [name for name in machine.ipv6_off if not configs or name in map(_addressed, configs)]:
+        elif off := [name for name in machine.ipv6_off if not configs or name in map(addressed, configs)]:
             for name in off:
-                concerned = [config for config in configs if _addressed(config) == name]
+                concerned = [config for config in configs if addressed(config) == name]
                 remedy = f"sysctl -w {interface_setting('ipv6', name, 'disable_ipv6')}=0"
                 needing_it = list(_has_ipv6_inside(concerned))
                 for text in needing_it:
@@ -277,7 +278,7 @@ def _managers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
     found = 0
     for manager, taken in machine.managers.items():
         for config in configs:
-            at_risk = [kind for kind in KINDS if kind in taken.get(_addressed(config), ()) and kind in _used(config)]
+            at_risk = [kind for kind in KINDS if kind in taken.get(addressed(config), ()) and kind in _used(config)]
             if not at_risk:
                 continue
             found += 1
@@ -293,11 +294,6 @@ def _managers(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[
         spares = "take" if len(machine.managers) > 1 else "takes"
         text = f"{running} {spares} nothing of the interfaces away" if configs else f"{running} runs here"
         yield Finding("ok", "managers", text if running else "no program takes away what others configure")
-
-
-def _addressed(config: InterfaceConfig) -> str:
-    """The interface that has the addresses."""
-    return config.name if config.bridge is None else config.bridge.name
 
 
 def _used(config: InterfaceConfig) -> set[Kind]:
@@ -507,7 +503,7 @@ def _routes(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator[Fi
             yield Finding("note", "routes", text, f"otherwise rename the tunnel, or: ip link delete {config.name}")
         if not isinstance(config, ServerConfig):
             continue
-        own = {config.name, _addressed(config)}
+        own = {config.name, addressed(config)}
         others = Routes(it for it in machine.routes if it.interface not in own and it.network.prefixlen)
         for network, what in _networks(config):
             for route in others.overlapping(network):

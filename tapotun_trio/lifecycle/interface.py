@@ -35,7 +35,7 @@ from functools import partial
 
 import trio
 
-from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
+from ..config.model import ClientConfig, InterfaceConfig, ServerConfig, addressed
 from ..cooperative import run_cooperatively
 from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
 from ..errors import HostError
@@ -206,12 +206,10 @@ async def _run_client_once(
     log = interface_logger(config.name)
     tls = await open_tls(config.tls) if config.server.scheme == "https" else None
 
-    addressed = config.name if config.bridge is None else config.bridge.name  # what has the addresses
-
     def has_ipv6() -> bool:
         # Without a device its own setting is not known. A program may switch IPv6 off whenever the device appears, such
         # as systemd-sysctl; then it is not asked for at the next start.
-        return host.has_ipv6(addressed) and not record.ipv6_refused
+        return host.has_ipv6(addressed(config)) and not record.ipv6_refused
 
     client = record.tunnel = TunnelClient(
         config,
@@ -249,7 +247,7 @@ async def _run_client_once(
                 try:
                     await device_nursery.start(reconciler.run, desired)
                 except HostError:
-                    record.ipv6_refused = not host.has_ipv6(addressed)
+                    record.ipv6_refused = not host.has_ipv6(addressed(config))
                     raise
                 record.ipv6_refused = False
                 device_nursery.start_soon(client.guard.run)

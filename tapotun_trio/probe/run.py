@@ -18,7 +18,7 @@ from .. import exit_codes
 from ..config import parsers
 from ..config.diagnostics import InvalidValue, quote
 from ..config.load import check
-from ..config.model import ClientConfig, Secret, TlsConfig, Url
+from ..config.model import ClientConfig, Secret, TlsConfig, Url, addressed
 from ..config.placeholders import PROBLEM, is_placeholder
 from ..config.urls import parse_host, parse_proxy, parse_url
 from ..errors import HostError, leaves
@@ -57,8 +57,8 @@ def probe(arguments: Namespace) -> int:
     except Misused as exc:
         return _misused(str(exc))
     measured = Measured(config.server.shown, config.transport, config.device)
-    if not has_ipv6(config.name):
-        measured.has_ipv6, measured.ipv6_remedy = False, ipv6_remedy(config.name)
+    if not has_ipv6(addressed(config)):
+        measured.has_ipv6, measured.ipv6_remedy = False, ipv6_remedy(addressed(config))
     began = time.monotonic()
     try:
         stopped_by = trio.run(measure_until_stopped, config, limit_s, measured, age_limit_s)
