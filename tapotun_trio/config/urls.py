@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final, Literal
 
+from ..families import IPAddress
 from .diagnostics import MASK, InvalidValue, quote
 from .model import NO_PROXY, NoProxy, Proxy, Secret, Url
 from .parsers import LOGIN_BYTES
 
 _URL_CHARS: Final = 4096  # half of what nginx accepts as one request line by default
+_BROADCAST: Final = IPv4Address("255.255.255.255")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _HOST_CHARS: Final = 253  # RFC 1035, without the final dot
@@ -149,7 +151,23 @@ def _split_authority(authority: str) -> tuple[str, int | None]:
     if authority.count(":") > 1:
         raise InvalidValue("has more than one colon in its host", 'write IPv6 as "http://[2001:db8::1]:8080/"')
     host, colon, port = authority.partition(":")
-    return _host(host), _port(colon + port)
+    host = _host(host)
+    if host.replace(".", "").isdigit():
+        _require_one_machine(IPv4Address(host))
+    return host, _port(colon + port)
+
+
+def _require_one_machine(address: IPAddress) -> None:
+    """Refuse an address to which nobody can connect, or which Linux takes for another one."""
+    this, other = "[::1]", "http://[2001:db8::1]:8080/"
+    if address.version == 4:
+        this, other = "127.0.0.1", "http://10.0.0.1:8080/"
+    if address.is_unspecified:
+        raise InvalidValue("has the unspecified address as its host", f'write "{this}" for this machine')
+    if address.is_multicast:
+        raise InvalidValue("has a multicast address as its host", f'write one such as "{other}"')
+    if address == _BROADCAST:
+        raise InvalidValue("has the broadcast address as its host", f'write one such as "{other}"')
 
 
 def _port(text: str) -> int | None:
@@ -179,10 +197,7 @@ def _host_on_link(literal: str) -> str:
     address = _ipv6(start)
     if address.ipv4_mapped is not None:
         raise InvalidValue("is an IPv4-mapped IPv6 address", f"write {quote(str(address.ipv4_mapped))}")
-    if address.is_unspecified:
-        raise InvalidValue("has the unspecified address as its host", 'write "[::1]" for this machine')
-    if address.is_multicast:
-        raise InvalidValue("has a multicast address as its host", 'write one such as "http://[2001:db8::1]:8080/"')
+    _require_one_machine(address)
     if not address.is_link_local:
         return str(_ipv6(literal))
     if not percent:

@@ -32,8 +32,8 @@ def mark(value: object, table: object, mask: object = ...) -> Json:
 
 FIELDS: Final = (  # of a server
     "name, mark, port, listen, listen_mode, path, trusted_proxies, proxy_protocol, device, net, mtu, ips, routes, "
-    "push_routes, push_dns, clients, install_routes, source_check, peers, keepalive, bridge, mac, isolate, arp_guard, "
-    "bpdu, storm_limit"
+    "push_routes, push_dns, clients, install_routes, source_check, peers, keepalive, bridge, mac, macs, isolate, "
+    "arp_guard, bpdu, storm_limit"
 )
 
 # The entries of one file, and the line of its one finding.

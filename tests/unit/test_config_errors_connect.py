@@ -283,6 +283,12 @@ ONE_FINDING: Final[list[tuple[Sequence[object], str]]] = [
      'write "[::1]" for this machine'),
     ([client(server="http://[ff02::1]/")], '[0].server: "http://[ff02::1]/" has a multicast address as its host; '
      'write one such as "http://[2001:db8::1]:8080/"'),
+    ([client(server="http://0.0.0.0:8080/")], '[0].server: "http://0.0.0.0:8080/" has the unspecified address as its '
+     'host; write "127.0.0.1" for this machine'),
+    ([client(proxy="http://224.0.0.1:3128")], '[0].proxy: "http://224.0.0.1:3128" has a multicast address as its '
+     'host; write one such as "http://10.0.0.1:8080/"'),
+    ([client(server="http://255.255.255.255/")], '[0].server: "http://255.255.255.255/" has the broadcast address as '
+     'its host; write one such as "http://10.0.0.1:8080/"'),
     ([client(server="http://h/" + "x" * 4096)], f'[0].server: "http://h/{"x" * 70}…" has more than 4096 characters; '
      "write a shorter URL"),
 ]  # fmt: skip

@@ -472,7 +472,7 @@ def test_the_structs_name_exactly_the_fields_of_the_issues() -> None:
             *("name", "mark", "port", "listen", "path", "net", "mtu", "ips", "routes", "push_routes", "push_dns"),
             *("listen_mode", "trusted_proxies", "proxy_protocol"),
             *("clients", "install_routes", "source_check", "peers", "keepalive"),
-            *("device", "bridge", "mac", "isolate", "arp_guard", "bpdu", "storm_limit"),
+            *("device", "bridge", "mac", "macs", "isolate", "arp_guard", "bpdu", "storm_limit"),
         },
         {"name"},
     )
