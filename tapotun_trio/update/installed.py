@@ -81,7 +81,7 @@ def _running_pyz() -> Pyz | None:
 
 
 def launcher_warning(pyz: Pyz) -> str | None:
-    """A warning if the launcher is that of 0.2.0 or of a checkout. It locks the directory, not the file that this
+    """A warning if the launcher is that of an early checkout of 0.2.0. It locks the directory, not the file that this
     program locks: the two do not exclude each other. None: all is well, or there is no launcher. Blocking."""
     launcher = pyz.path.removesuffix(".pyz")
     try:
