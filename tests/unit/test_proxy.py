@@ -119,7 +119,11 @@ LATIN_1: Final = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, e
 
 def _is_connected_to(address: IPv4Address | IPv6Address) -> bool:
     """Without a zone, and in this form."""
-    return address.version == 4 or not (address.is_link_local or address.is_multicast or address.ipv4_mapped)
+    if address.is_unspecified or address.is_multicast:
+        return False
+    if address.version == 4:
+        return str(address) != "255.255.255.255"
+    return not (address.is_link_local or address.ipv4_mapped)
 
 
 ADDRESSES: Final = st.ip_addresses().filter(_is_connected_to)
