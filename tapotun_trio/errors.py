@@ -191,7 +191,15 @@ class HostError(TapotunError):
 
 
 class MissingBridgeError(HostError):
-    """The bridge that the interface becomes a port of does not exist. Another program may make it later."""
+    """The bridge that the interface becomes a port of does not exist. Another program may make it later.
+
+    Attributes:
+        ends: it exists, but ends with an interface of ours that is about to stop.
+    """
+
+    def __init__(self, text: str, *, ends: bool = False) -> None:
+        super().__init__(text)
+        self.ends = ends
 
 
 class PeerError(TapotunError):

@@ -22,6 +22,7 @@ from tapotun_trio.host.items import (
     ItemsRefused,
     LinkState,
     NextHop,
+    OwnBridge,
     Route,
     RouteKey,
     Rule,
@@ -271,9 +272,15 @@ class MemoryNetwork:
 
     async def require_bridge(self, name: str, bridge: str, *, create: bool, ending: Collection[str]) -> None:
         await trio.lowlevel.checkpoint()
+        if bridge in self._host.taken:
+            raise HostError(self._host.taken[bridge])
         if create:
             return
-        if bridge in self._host.missing_bridges:
+        makers = [each for each, items in self._host.standing.items() if OwnBridge(bridge) in items]
+        for maker in makers:
+            if maker in ending:
+                raise MissingBridgeError(f"interface {maker} made bridge {bridge}", ends=True)
+        if not makers and bridge in self._host.missing_bridges:
             raise MissingBridgeError(f"there is no bridge {bridge}")
 
     async def addressed_link(self, name: str, addressed: str) -> AddressedLink | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import trio
 
@@ -51,10 +51,11 @@ class Interfaces:
         async with self._lock:
             # Names and bridges are checked before anything is stopped. This process uses none of the added names now.
             await require_names(self._host, [change.name for change in changes if change.kind == "added"])
-            await self._require_bridges(changes)
-            refusal = await self._make_all(changes, back=False)
+            waiting = {change.name for change in changes if self._can_wait(change)}
+            await self._require_bridges(changes, waiting)
+            refusal = await self._make_all(changes, waiting, back=False)
             if refusal is not None:
-                await self._make_all([change.inverse for change in reversed(changes)], back=True)
+                await self._make_all([change.inverse for change in reversed(changes)], waiting, back=True)
                 raise refusal
 
     async def repair(self) -> list[str]:
@@ -72,19 +73,26 @@ class Interfaces:
                     interface_logger(name).warning("not everything that is missing could be put back: %s", exc)
         return lines
 
-    async def _require_bridges(self, changes: Sequence[Change]) -> None:
+    def _can_wait(self, change: Change) -> bool:
+        """Whether the interface has the same bridge before the change and after it, and may start without it: a client,
+        or a server that does not run at present, perhaps because the bridge is missing."""
+        before, after, record = change.before, change.after, self._registry.get(change.name)
+        if before is None or after is None or record is None or after.bridge is None or before.bridge != after.bridge:
+            return False
+        return isinstance(after, ClientConfig) or record.reconfigure is None
+
+    async def _require_bridges(self, changes: Sequence[Change], waiting: Collection[str]) -> None:
         """Raise HostError if an interface that is about to start could not become a port of its bridge, or if one that
-        stays would lose its own."""
+        has its bridge, or is ``waiting`` for it, would lose it."""
         ending = {change.name: change.before for change in changes if change.kind in ("removed", "restart")}
         removed = {each.bridge.name for each in ending.values() if each and each.bridge and each.bridge.create}
         staying = [record.config for record in self._registry if record.config.name not in ending]
         after = [*staying, *(change.after for change in changes if change.after is not None)]
-        users = [each for each in staying if each.bridge is not None and each.bridge.name in removed]
-        users += [
-            change.after
-            for change in changes
-            if change.after is not None and change.kind in ("added", "restart") and not _waits_already(change)
-        ]
+        starting = [change.after for change in changes if change.after and change.kind in ("added", "restart")]
+        users = [each for each in starting if each.name not in waiting]
+        keeping = [*staying, *(each for each in starting if each.name in waiting)]
+        users += [each for each in keeping if each.bridge and not each.bridge.create and each.bridge.name in removed]
+        kept = {each.name for each in keeping}  # without a bridge at present, they have none to lose
         wanted = {
             each.name: each.bridge for each in users if each.bridge is not None and not _awaits_bridge(each, after)
         }
@@ -95,38 +103,43 @@ class Interfaces:
                 try:
                     await network.require_bridge(name, bridge.name, create=bridge.create, ending=ending.keys())
                 except MissingBridgeError as exc:
-                    raise MissingBridgeError(f"{name}: {exc}") from exc
+                    if exc.ends or name not in kept:
+                        raise MissingBridgeError(f"{name}: {exc}") from exc
                 except ShortageError:
                     raise
                 except HostError as exc:
-                    raise HostError(f"{name}: {exc}") from exc
+                    if name not in kept:
+                        raise HostError(f"{name}: {exc}") from exc
 
-    async def _make_all(self, changes: Sequence[Change], *, back: bool) -> HostError | None:
+    async def _make_all(self, changes: Sequence[Change], waiting: Collection[str], *, back: bool) -> HostError | None:
         """Make first the changes that free names, addresses and ports, then those that need them. Returns the first
         error.
 
-        ``back``: undo the changes; those that were not made yet are skipped.
+        Args:
+            waiting: the names of interfaces that may start without their bridge; see `_can_wait`.
+            back: undo the changes; those that were not made yet are skipped.
         """
         for change in changes:
             if change.kind in ("removed", "restart"):
                 await self._stop(change.name)
         live = [change for change in changes if change.kind == "live"]
         while live:
-            refused = [(change, error) for change in live if (error := await self._make(change, back=back)) is not None]
+            made = [(change, await self._make(change, waiting, back=back)) for change in live]
+            refused = [(change, error) for change, error in made if error is not None]
             if len(refused) == len(live):
                 return refused[0][1]
             live = [change for change, _ in refused]  # another interface may have had the address until now
         for change in sorted(changes, key=_uses_foreign_bridge):
-            if change.kind != "live" and (refusal := await self._make(change, back=back)) is not None:
+            if change.kind != "live" and (refusal := await self._make(change, waiting, back=back)) is not None:
                 return refusal
         return None
 
-    async def _make(self, change: Change, *, back: bool) -> HostError | None:
+    async def _make(self, change: Change, waiting: Collection[str], *, back: bool) -> HostError | None:
         """Make one change. Returns the error, if there is one."""
         refusal: HostError | None = None
         log = interface_logger(change.name)
         try:
-            await self._try(change, back=back)
+            await self._try(change, waiting, back=back)
         except* HostError as group:
             refusal = next(leaves(group))
         except* Exception as group:
@@ -134,7 +147,7 @@ class Interfaces:
             refusal = HostError(f"{change.name}: internal error: {next(leaves(group))!r}")
         return refusal
 
-    async def _try(self, change: Change, *, back: bool) -> None:
+    async def _try(self, change: Change, waiting: Collection[str], *, back: bool) -> None:
         record, after = self._registry.get(change.name), change.after
         if record is not None and record.config is after:
             return
@@ -152,8 +165,9 @@ class Interfaces:
             return
         try:
             await self.start(after, retry_start=_awaits_bridge(after, [each.config for each in self._registry]))
-        except Exception:
-            if not back:
+        except* Exception as group:
+            is_bridgeless = all(isinstance(each, MissingBridgeError) for each in leaves(group))
+            if not (back or (change.name in waiting and is_bridgeless)):
                 raise
             await self.start(after, retry_start=True)
 
@@ -178,13 +192,6 @@ def _awaits_bridge(config: InterfaceConfig, others: Iterable[InterfaceConfig]) -
         return False
     made = (other.bridge for other in others)
     return any(other is not None and other.create and other.name == bridge.name for other in made)
-
-
-def _waits_already(change: Change) -> bool:
-    """Whether the interface is a client that has to be a port of the same bridge already. It waits for one that is
-    missing, before the change and after it."""
-    before, after = change.before, change.after
-    return isinstance(after, ClientConfig) and before is not None and before.bridge == after.bridge
 
 
 async def require_names(host: Host, names: Iterable[str]) -> None:

@@ -224,3 +224,91 @@ async def test_a_client_that_waits_for_its_bridge_may_change_otherwise(autojump_
         await interfaces.change(changes([before], [after]))
         assert [each.config for each in registry] == [after]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("mac", [None, bytes.fromhex("02005e100001")], ids=["stays", "starts again"])
+async def test_a_reload_takes_no_bridge_away_from_a_client(
+    mac: bytes | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A client waits for a missing bridge, but it has this one."""
+    maker = replace(two_servers()[0], device="tap", bridge=Bridge("br0", create=True))
+    user = replace(client_config("b", 1), device="tap", bridge=Bridge("br0"))
+    host, registry = MemoryHost(), Registry()
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [maker, user], host, registry)
+        with pytest.raises(MissingBridgeError, match=f"{user.name}: interface good made bridge br0"):
+            await interfaces.change(changes([maker, user], [replace(user, mac=mac)]))
+        assert [each.config for each in registry] == [maker, user]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", ["server", "client"])
+@pytest.mark.parametrize("mac", [None, bytes.fromhex("02005e100001")], ids=["stays", "starts again"])
+async def test_a_maker_that_has_not_made_its_bridge_may_go(
+    kind: str, mac: bytes | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Such as a client whose server has never answered. The interface that waits for the bridge loses nothing."""
+    maker = replace(client_config("b", 1), name="maker", device="tap", bridge=Bridge("br0", create=True))
+    server, client = two_servers()[0], client_config("b", 1)
+    user = replace(server if kind == "server" else client, device="tap", bridge=Bridge("br0"))
+    host, registry = MemoryHost(), Registry()
+    host.missing_bridges.add("br0")
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [maker, user], host, registry)
+        await interfaces.change(changes([maker, user], [replace(user, mac=mac)]))
+        assert [each.config for each in registry] == [replace(user, mac=mac)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_maker_whose_bridge_cannot_be_made_may_change_and_go(autojump_clock: trio.testing.MockClock) -> None:
+    maker = replace(client_config("b", 1), name="maker", device="tap", bridge=Bridge("br0", create=True))
+    user = replace(two_servers()[0], device="tap", bridge=Bridge("br0"))
+    other = replace(maker, mac=bytes.fromhex("02005e100001"))
+    host, registry = MemoryHost(), Registry()
+    host.missing_bridges.add("br0")
+    host.taken["br0"] = "br0 is an interface, and no bridge"
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [maker, user], host, registry)
+        await interfaces.change(changes([maker, user], [other, user]))
+        await interfaces.change(changes([other, user], [user]))
+        assert [each.config for each in registry] == [user]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("field", ["storm_limit", "mac"])
+async def test_a_server_that_waits_for_its_bridge_may_change_otherwise(
+    field: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """While it runs, the one is changed at once, and the other starts it again."""
+    one, two = two_servers()
+    one = replace(one, device="tap", bridge=Bridge("br0"))
+    after = replace(one, storm_limit=5) if field == "storm_limit" else replace(one, mac=bytes.fromhex("02005e100001"))
+    host, registry = MemoryHost(), Registry()
+    host.missing_bridges.add("br0")
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [one, two], host, registry)
+        both = [after, replace(two, mtu=1400)]
+        await interfaces.change(changes([one, two], both))
+        assert sorted((each.config for each in registry), key=lambda each: each.name != "good") == both
+        assert BridgePort("br0") not in host.standing.get("good", [])
+        host.missing_bridges.clear()
+        await until(lambda: BridgePort("br0") in host.standing.get("good", []), "the port")
+        assert host.devices["good"].mac is not None
+        nursery.cancel_scope.cancel()
+    assert host.left_over == []
+
+
+async def test_a_server_that_runs_without_its_bridge_is_not_started_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It could not start, and its clients are connected."""
+    before = replace(two_servers()[0], device="tap", bridge=Bridge("br0"))
+    host, registry = MemoryHost(), Registry()
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [before], host, registry)
+        tunnels = [each.tunnel for each in registry]
+        host.missing_bridges.add("br0")
+        with pytest.raises(MissingBridgeError, match="good: there is no bridge br0"):
+            await interfaces.change(changes([before], [replace(before, mac=bytes.fromhex("02005e100001"))]))
+        assert [each.tunnel for each in registry] == tunnels
+        nursery.cancel_scope.cancel()
