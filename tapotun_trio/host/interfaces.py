@@ -175,13 +175,14 @@ class Network(Protocol):
 
     async def addressed_link(self, name: str, addressed: str) -> AddressedLink | None:
         """Return what the bridge has that the interface ``name`` is a port of, even if the bridge was renamed. If the
-        interface is no port, what the link called ``addressed`` has; None: there is none. Raises as `next_hop`."""
+        interface is no port, what the link called ``addressed`` has. That may be the interface itself, even if it was
+        renamed. None: there is none. Raises as `next_hop`."""
 
     async def require_bridge(self, name: str, bridge: str, *, create: bool, ending: Collection[str]) -> None:
         """Check whether an interface ``name`` could be a port of a bridge, or could make it (``create``), once the
         interfaces ``ending`` are gone with the bridges that they made.
 
-        Raises MissingBridgeError if there is no bridge. Raises HostError if the name is another link's, or if the
+        Raises MissingBridgeError if there is no bridge then. Raises HostError if the name is another link's, or if the
         bridge cannot be made because another program made one. Also raises as `next_hop`."""
 
     async def remove_left_over(self) -> list[str]:

@@ -193,6 +193,12 @@ async def test_whether_a_bridge_could_be_used_is_known_before() -> None:
         assert await refusal("br2", create=True) is None
         assert "lo is an interface, and no bridge" in str(await refusal("lo"))
         assert "the name is taken, by an interface" in str(await refusal("lo", create=True))
+        assert "tap0 is an interface of kind tun, and no bridge" in str(await refusal("tap0"))
+        assert await refusal("tap0", "tap0", create=True) is None
+        gone = await refusal("tap0", "tap0")
+        assert isinstance(gone, MissingBridgeError)
+        assert "there is no bridge tap0; make it" in str(gone)
+        assert await refusal("br1", "br1") is None, "an interface of that name could not start"
         assert names() == {"lo", "tap0", "br0", "br1"}, "nothing was made"
         await network.remove("tap0", OWN[::-1])
 

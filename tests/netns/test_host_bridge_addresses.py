@@ -70,6 +70,27 @@ async def test_addresses_on_another_programs_bridge_come_and_go_without_its_own(
         assert addresses("br0") == {theirs}
 
 
+@BOTH
+@in_fresh_namespace
+async def test_what_a_renamed_interface_without_a_bridge_has_is_still_known(family: Family) -> None:
+    """And what another link has that took its name is not taken for it."""
+    async with tap() as (_, network):
+        before = await network.addressed_link("tap0", "tap0")
+        assert before is not None
+        ip("link", "set", "tap0", "name", "other0")
+        given = family("10.40.0.1/24")
+        ip("addr", "add", given, "dev", "other0")
+        for foreign in (False, True):
+            if foreign:
+                ip("link", "add", "tap0", "type", "bridge")
+            found = await network.addressed_link("tap0", "tap0")
+            assert found is not None
+            assert found.mac == before.mac
+            assert ip_interface(given).ip in found.addresses
+        ip("link", "del", "other0")
+        assert await network.addressed_link("tap0", "tap0") is None
+
+
 def count_sends(patch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of what is sent to the kernel from now on."""
     sizes: list[int] = []

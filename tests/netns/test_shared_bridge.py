@@ -84,3 +84,22 @@ def test_a_reload_takes_no_bridge_away_from_another_interface(lab: Lab) -> None:
         wait_until(lambda: ports() == both, PATIENCE_S, "both to be ports again", daemon.tail)
         reload(server("seg1", 8081, own), told="reload: done")
         assert ports() == {"seg1": "br0"}
+
+
+def test_a_bridge_takes_the_name_that_the_same_reload_frees(lab: Lab) -> None:
+    host = lab.host("server")
+    file = host.tmp / "freed.json"
+    file.touch(mode=0o600)
+
+    def write(*configs: Config) -> None:
+        file.write_text(json.dumps(configs), encoding="utf-8")
+
+    former = server("br0", 8080, "br1")
+    del former["bridge"]
+    write(former)
+    with no_leaks(host), running(host, str(file)) as daemon:
+        write(server("seg0", 8081, {"name": "br0", "create": True}))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for_log("reload: done", PATIENCE_S)
+        links = {link["ifname"]: link.get("master") for link in host.ip("link show")}
+        assert links["seg0"] == "br0"

@@ -72,12 +72,12 @@ class Bridges:
         given = self._addresses.get(index, {})
         return frozenset((bridge, item.interface.ip) for item, bridge in given.items())
 
-    async def current_link(self, link: Link | None, addressed: str) -> AddressedLink | None:
-        """As `Network.addressed_link`. ``link``: the interface; None: it is gone."""
+    async def current_link(self, name: str, link: Link | None, addressed: str) -> AddressedLink | None:
+        """As `Network.addressed_link`. ``link``: the interface, which may have another name now; None: it is gone."""
         port = None if link is None else await self._details(index=link.index)
         found = await self._details(index=port.master) if port is not None and port.master else None
         if found is None or not found.is_bridge:
-            found = await self._details(name=addressed)
+            found = port if addressed == name else await self._details(name=addressed)
         if found is None or not found.mac:
             return None
         return AddressedLink(found.mac, frozenset(each.ip for each in await self._assigned(found.link.index)))
@@ -88,10 +88,10 @@ class Bridges:
         if found is not None and found.owner in ending:
             if not create:
                 owner = one_line(found.owner or "")
-                raise MissingBridgeError(
-                    f"interface {owner} made bridge {bridge}, which goes when that one stops; say "
-                    '"create": true here, or leave it there'
-                )
+                text = f"interface {owner} made bridge {bridge}, which goes when that one stops; say "
+                raise MissingBridgeError(text + '"create": true here, or leave it there', ends=True)
+            found = None
+        if found is not None and found.kind == "tun" and bridge in ending:  # the name is free then
             found = None
         if not create:
             _require_bridge(bridge, found)

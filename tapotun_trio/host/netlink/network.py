@@ -238,7 +238,7 @@ class Netlink:
     async def addressed_link(self, name: str, addressed: str) -> AddressedLink | None:
         """As `Network.addressed_link`."""
         async with self._lock:
-            return await self._bridges.current_link(await self._find_link(name), addressed)
+            return await self._bridges.current_link(name, await self._find_link(name), addressed)
 
     async def require_bridge(self, name: str, bridge: str, *, create: bool, ending: Collection[str]) -> None:
         """As `Network.require_bridge`."""
