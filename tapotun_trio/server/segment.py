@@ -240,10 +240,10 @@ class Segment:
     def set_addressed(self, link: AddressedLink) -> None:
         """What the bridge has now that the interface is a port of, or the interface itself. It is the server's own:
         what the server itself sends comes from there, and other programs may have given it further IP addresses."""
-        moved = link.mac != self._bridge_mac
-        self._bridge_mac = link.mac
-        self._more_addresses = frozenset(address.packed for address in link.addresses)
-        if moved or self.has_guard:  # otherwise nothing depends on it, and new rules have all verdicts forgotten
+        addresses = frozenset(address.packed for address in link.addresses)
+        moved, changed = link.mac != self._bridge_mac, addresses != self._more_addresses
+        self._bridge_mac, self._more_addresses = link.mac, addresses
+        if moved or (changed and self.has_guard):  # new rules have all verdicts forgotten
             self.switch.set_rules(self._with_bridge(self._rules))
 
     def _with_bridge(self, rules: SwitchRules) -> SwitchRules:
@@ -593,7 +593,8 @@ class Segment:
     def _tell_misuse(self, port: _Port, key: bytes) -> None:
         rules, source = self.switch.rules, key[MAC_BYTES:]
         if source in (rules.own, self._bridge_mac):
-            what = "interface" if source == rules.own else "bridge"
+            # Without a bridge, it is what another program has made the interface's address.
+            what = "interface" if source == rules.own else "bridge or interface"
             why = f"which is the address of this server's {what}; is there a loop?"
         elif source in rules.pinned:
             owner = rules.pinned[source]

@@ -228,6 +228,30 @@ async def test_the_addresses_of_a_bridge_that_is_gone_stay(autojump_clock: trio.
     assert [each.addresses for each in got] == [ours, set()]
 
 
+async def test_another_mac_address_of_the_bridge_is_noticed_soon(autojump_clock: trio.testing.MockClock) -> None:
+    """Nothing tells of it. Until then a client may use the address."""
+    host, got, log = MemoryHost(), list[AddressedLink](), logging.LoggerAdapter(logging.getLogger("tapotun"), {})
+    host.addresses["br0"] = set()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch_addressed, host, log, "hub", "br0", got.append)
+        host.bridge_mac = B
+        await trio.sleep(1.5)
+        nursery.cancel_scope.cancel()
+    assert [each.mac for each in got] == [MemoryHost().bridge_mac, B]
+
+
+async def test_a_watch_that_finds_the_same_addresses_costs_no_verdict() -> None:
+    """It reports them each time it has been opened again."""
+    link = AddressedLink(B, frozenset({IPv4Address("192.168.7.1"), IPv6Address("fd07::1")}))
+    for guarded in (True, False):
+        _, segment = _alone(arp_guard=guarded)
+        segment.set_addressed(link)
+        assert segment.switch.stale
+        segment.switch.stale = False
+        segment.set_addressed(link)
+        assert not segment.switch.stale
+
+
 async def test_without_a_guard_the_addresses_of_the_bridge_change_nothing(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -365,7 +389,7 @@ async def test_the_address_of_the_bridge_is_the_servers_own(caplog: pytest.LogCa
 
     assert (claim(A), claim(B)) == (1, 0)
     assert session.counters.drops == {"bad-mac": 1}
-    assert "which is the address of this server's bridge" in caplog.text
+    assert f"{mac_text(B)} are dropped, which is the address of this server's bridge or interface" in caplog.text
     rows = {row.mac: row for row in run_now(segment.table_in_steps(100)).rows}
     assert rows[mac_text(B)].client is None
     segment.set_addressed(AddressedLink(A, frozenset()))  # another port has joined it
