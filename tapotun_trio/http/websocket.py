@@ -195,7 +195,7 @@ def accept_head(head: RequestHead, headers: list[tuple[str, str]]) -> bytes | No
     )
     if head.version != "1.1" or not _KEY.fullmatch(key):  # RFC 9110 section 7.8
         return None
-    if any(not value.isascii() or value != value.strip() for value in (upgrade, connection, version)):
+    if any(not value.isascii() or value != value.strip(" \t") for value in (upgrade, connection, version)):
         raise BadRequest(400, "malformed WebSocket handshake")  # or a list with an empty element at its end
     options = {option.strip() for option in connection.lower().split(",")}
     if upgrade.lower() != "websocket" or "upgrade" not in options or version != "13":

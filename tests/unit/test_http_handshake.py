@@ -85,6 +85,9 @@ def test_any_request(more: list[tuple[bytes, bytes]], whole: list[tuple[bytes, b
 @given(fields, st.permutations(WHOLE), st.integers(0, 4))
 @example([], list(WHOLE), 0)
 @example([(b"Connection", b"keep-alive")], list(WHOLE), 0)
+@example([(b"Upgrade", b"\x1c")], list(WHOLE), 0)
+@example([(b"Connection", b"\x1fUpgrade")], list(WHOLE[:1] + WHOLE[2:]), 0)
+@example([(b"Sec-WebSocket-Version", b"13\x1d")], list(WHOLE[:3]), 0)
 def test_a_request_is_judged_as_wsproto_does(
     more: list[tuple[bytes, bytes]], whole: list[tuple[bytes, bytes]], left_out: int
 ) -> None:
@@ -132,19 +135,32 @@ from tapotun_trio.cli import NEEDED_BY_FEW
 from tapotun_trio.lazy_import import lazy_import
 for name in NEEDED_BY_FEW:
     lazy_import(name)
+import trio
 import tapotun_trio.server.server
 from tapotun_trio.http.heads import RequestParser
-from tapotun_trio.http.websocket import accept_head
-before = {*sys.modules}
-resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+from tapotun_trio.http.server import Exchange
+class Connection:
+    name = "c"
+    async def send_all(self, data):
+        self.sent = data
+async def accept(exchange):
+    before = {*sys.modules}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        accepted = await exchange.accept_websocket([])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return accepted is not None, {*sys.modules} - before, "_hashlib" in sys.modules
 fields = "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"
 key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
 text = "\\r\\n".join(["GET /ip HTTP/1.1", "Host: h", *fields, key, "", ""])
 head, _ = RequestParser().feed(text.encode())
-print(accept_head(head, []).decode().splitlines()[3], {*sys.modules} - before, "_hashlib" in sys.modules)
+exchange = Exchange(Connection(), head, b"")
+print(*trio.run(accept, exchange), exchange.connection.sent.decode().splitlines()[3])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo= set() False\n", done.stderr
+    assert done.stdout == "True set() False Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\n", done.stderr
 
 
 @FEW
