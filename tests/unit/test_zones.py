@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -175,3 +178,25 @@ async def test_nat64_is_tried_only_without_a_route(port: int, monkeypatch: pytes
     with pytest.raises(PeerError, match=r"unreachable$"):
         await dial.connect("127.0.0.2", port)
     assert asked == ["ipv4only.arpa"]
+
+
+def test_a_link_whose_name_is_not_ascii() -> None:
+    """The kernel allows it, and such an address comes from a connection, not from the config."""
+    code = """
+import socket, trio
+from tapotun_trio.host.net.resolver import Resolver
+from tapotun_trio.host.net.sockets import address_text
+text = address_text(("fe80::5", 80, 0, socket.if_nametoindex("é0")))
+[(_, address)] = trio.run(Resolver().resolve, text, 80)
+print(ascii(text), address == ("fe80::5", 80, 0, socket.if_nametoindex("é0")))
+"""
+    network = 'ip link set lo name é0 && exec "$@"'
+    root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    argv = ["unshare", *root, "--net", "sh", "-ec", network, "sh", sys.executable, "-c", code]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert done.stdout == r"'fe80::5%\xe90' True" + "\n", done.stderr
+
+
+async def test_a_link_that_is_gone() -> None:
+    with pytest.raises(PeerError, match="this machine has no interface é9"):
+        await Resolver().resolve("fe80::5%é9", 80)

@@ -7,6 +7,7 @@ stays down because no name resolves. So if a name does not resolve, `dial.connec
 from __future__ import annotations
 
 import math
+import os
 import socket
 import time
 from collections import defaultdict
@@ -221,13 +222,14 @@ _NO_ANSWER: Final = "the name server does not answer"
 def lookup(host: str, port: int, family: int = socket.AF_UNSPEC) -> list[Address]:
     """Ask the C library for a name's addresses of both families, or of one. Blocks. Raises OSError (including
     socket.gaierror)."""
-    found = socket.getaddrinfo(_ascii(host), port, family, socket.SOCK_STREAM)
+    found = socket.getaddrinfo(_encoded(host), port, family, socket.SOCK_STREAM)
     return [_unmapped(family, address) for family, _, _, _, address in found]  # type: ignore[arg-type]
 
 
-def _ascii(host: str) -> bytes:
-    """A host as the config allows it. For text, `socket` would load a codec that makes ASCII of it: 0.35 MB."""
-    return host.encode("ascii")
+def _encoded(host: str) -> bytes:
+    """A host as the config allows it, which is ASCII, or an `address_text`, whose interface may have any name. For
+    text, `socket` would load a codec that makes ASCII of it: 0.35 MB."""
+    return os.fsencode(host)
 
 
 def _unmapped(family: int, address: tuple[str, int] | tuple[str, int, int, int]) -> Address:
@@ -242,7 +244,7 @@ def _literal(host: str, port: int) -> list[Address] | None:
     """Parse a host that is an IP address and needs no lookup. None: it is a name."""
     try:
         found = socket.getaddrinfo(
-            _ascii(host), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            _encoded(host), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         )
     except OSError:
         return None
