@@ -42,6 +42,18 @@ def test_no_network_loads_multiprocessing() -> None:
     assert run(f"{code}print([name in sys.modules for name in ({names})])") == "[False, False, True]"
 
 
+def test_another_version_of_pyroute2_may_take_other_names_from_multiprocessing() -> None:
+    code = """
+import sys
+from tapotun_trio.host.netlink.light_pyroute2 import _no_multiprocessing
+with _no_multiprocessing():
+    import multiprocessing
+    from multiprocessing import Process, SimpleQueue
+print(multiprocessing.Lock, SimpleQueue, hasattr(multiprocessing, "__path__"), "multiprocessing" in sys.modules)
+"""
+    assert run(code) == "None None False False"
+
+
 def test_it_is_there_for_who_has_loaded_it_before() -> None:
     code = "import multiprocessing, sys; import tapotun_trio.host.netlink.network; import pyroute2.config as config"
     says = "print(sys.modules['multiprocessing'] is multiprocessing, config.MpPipe == multiprocessing.Pipe)"

@@ -50,14 +50,20 @@ def install() -> None:
 
 @contextmanager
 def _no_multiprocessing() -> Iterator[None]:
-    """Within the block, `multiprocessing` is a stand-in, unless it is loaded already."""
+    """Within the block, `multiprocessing` is a stand-in, unless it is loaded already. Whatever is in it is None:
+    another version of pyroute2 may take other objects from it."""
     if "multiprocessing" in sys.modules:
         yield
         return
     stand_in = types.ModuleType("multiprocessing")
-    vars(stand_in).update(Pipe=None, Queue=None, Process=None)
+    vars(stand_in)["__getattr__"] = _nothing
     sys.modules["multiprocessing"] = stand_in
     try:
         yield
     finally:
         del sys.modules["multiprocessing"]
+
+
+def _nothing(name: str) -> None:
+    if name.startswith("__"):  # which Python itself looks for, such as the __path__ of a package
+        raise AttributeError(name)
