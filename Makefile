@@ -247,7 +247,7 @@ RELEASE_REPOSITORY ?= build/update
 release: apt-variables venv
 	@test -n '$(RELEASE_KEYS)' || { echo "make release: RELEASE_KEYS=DIRECTORY must have the keys" >&2; exit 1; }
 	@$(PY) -m tools.release check-version
-	@$(PY) -m tools.release show --repository '$(RELEASE_REPOSITORY)' --keys '$(RELEASE_KEYS)'
+	@$(PY) -m tools.release check-keys --repository '$(RELEASE_REPOSITORY)' --keys '$(RELEASE_KEYS)'
 	@rm -rf dist
 	@$(MAKE) --no-print-directory packages apt
 	@$(PY) -m tools.release publish --repository '$(RELEASE_REPOSITORY)' --keys '$(RELEASE_KEYS)' --channel '$(CHANNEL)' \

@@ -561,6 +561,13 @@ def test_make_release(
         assert left_over.exists()
         assert not made.exists()
         git(checkout, "tag", f"v{__version__}")
+        targets = publisher.keys / "targets.pem"
+        targets.rename(tmp_path / "elsewhere")
+        with pytest.raises(AssertionError, match="1 of targets must sign, and too few are here"):
+            make(*words)
+        assert left_over.exists()
+        assert not made.exists()
+        (tmp_path / "elsewhere").rename(targets)
         make(*words)
         assert not left_over.exists()
         [published] = (made / "public" / "pool").rglob("*.deb")

@@ -418,9 +418,16 @@ def test_as_many_root_keys_as_were_agreed_on_must_sign(empty: Place) -> None:
 
 
 @pytest.mark.parametrize("missing", ["targets", "online"])
-def test_without_a_key_nothing_is_written(place: Place, missing: str) -> None:
+def test_without_a_key_nothing_is_written(place: Place, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check = ["check-keys", f"--repository={place.repository}", f"--keys={place.keys}"]
+    assert main(check) == 0  # before the build, which takes minutes
+    (place.keys / f"{missing}.pem").chmod(0o640)
+    assert main(check) == 1
+    assert f"{missing}.pem: others may read this private key" in capsys.readouterr().err
     (place.keys / f"{missing}.pem").unlink()
     before = place.files()
+    assert main(check) == 1
+    assert f"1 of {missing} must sign, and too few are here" in capsys.readouterr().err
     (place.directory / "file").write_bytes(pyz("0.2.0"))
     with pytest.raises(ReleaseError, match=f"1 of {missing} must sign, and too few are here"):
         place.at().publish("stable", place.directory / "file")

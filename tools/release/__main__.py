@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("file", type=Path, metavar="tapotun.pyz")
     verb.set_defaults(run=_publish)
 
+    verb = _repository_verb(verbs, "check-keys", "whether the keys are here that publish needs; changes nothing")
+    verb.set_defaults(run=_check_keys)
+
     verb = _repository_verb(verbs, "refresh", "sign timestamp.json anew, and what expires soon; run it daily")
     verb.set_defaults(run=_refresh)
 
@@ -137,6 +140,11 @@ def _init(args: argparse.Namespace) -> list[str]:
 
 def _publish(args: argparse.Namespace) -> list[str]:
     return [f"{args.channel}: {_repository(args).publish(args.channel, args.file)}"]
+
+
+def _check_keys(args: argparse.Namespace) -> list[str]:
+    _repository(args).require_keys()
+    return []
 
 
 def _refresh(args: argparse.Namespace) -> list[str]:

@@ -107,14 +107,18 @@ class Keys:
             self._signers[keyid] = self._read(keyid)
         return self._signers[keyid]
 
-    def _read(self, keyid: str) -> CryptoSigner:
+    def private_bytes(self, keyid: str) -> bytes:
+        """The private key as its file has it, encrypted or not, if `can_sign` is true. Raises ReleaseError."""
         file = self._files[keyid].with_suffix(PRIVATE)
         try:
             if file.stat().st_mode & 0o077:
                 raise ReleaseError(f"{file}: others may read this private key: chmod 600 {file}")
-            data = file.read_bytes()
+            return file.read_bytes()
         except OSError as exc:
             raise ReleaseError(f"{file}: {exc.strerror}") from exc
+
+    def _read(self, keyid: str) -> CryptoSigner:
+        file, data = self._files[keyid].with_suffix(PRIVATE), self.private_bytes(keyid)
         try:
             try:
                 key = load_pem_private_key(data, None)

@@ -185,6 +185,16 @@ class Repository:
             self._publish(state, {TARGETS}, [state.root.signed], [(self._targets / prefixed, pyz.data)])
         return pyz.version
 
+    def require_keys(self) -> None:
+        """Raises ReleaseError if a private key is missing, or cannot be read, without which `publish` would fail.
+        Changes nothing, and asks for no passphrase."""
+        with self._locked():
+            root = self._load().root.signed
+            for role in (TARGETS, SNAPSHOT, TIMESTAMP):
+                self._require(root, role)
+                for keyid in filter(self._keys.can_sign, root.roles[role].keyids):
+                    self._keys.private_bytes(keyid)
+
     def refresh(self) -> list[str]:
         """Sign timestamp.json anew, and what has passed half of its lifetime, as far as keys are here.
 
@@ -319,6 +329,11 @@ class Repository:
         """How many keys too few are here to sign for that role."""
         return root.roles[role].threshold - sum(map(self._keys.can_sign, root.roles[role].keyids))
 
+    def _require(self, root: Root, role: str) -> None:
+        if self._missing(root, role) > 0:
+            names = ", ".join(map(self._keys.name, root.roles[role].keyids))
+            raise ReleaseError(f"{role}: {root.roles[role].threshold} of {names} must sign, and too few are here")
+
     def _sign(self, role: str, metadata: Metadata[Any], *roots: Root) -> None:
         """With every key that is here of that role in any of these roots.
 
@@ -326,9 +341,7 @@ class Repository:
         """
         binding = roots if role == ROOT else roots[:1]
         for root in binding:
-            if self._missing(root, role) > 0:
-                names = ", ".join(map(self._keys.name, root.roles[role].keyids))
-                raise ReleaseError(f"{role}: {root.roles[role].threshold} of {names} must sign, and too few are here")
+            self._require(root, role)
         metadata.signatures.clear()
         for keyid in dict.fromkeys(keyid for root in roots for keyid in root.roles[role].keyids):
             if self._keys.can_sign(keyid):
