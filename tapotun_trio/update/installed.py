@@ -44,8 +44,7 @@ class Installation:
         match self.kind:
             case "pyz":
                 path = "tapotun.pyz" if self.pyz is None else self.pyz.path
-                program = [path] if os.access(path, os.X_OK) else [sys.executable, path]
-                return shlex.join([*program, "update", "--install", config_file])
+                return shlex.join([*_program(path, path), "update", "--install", config_file])
             case "deb":
                 return "apt update && apt install --only-upgrade tapotun"
             case "pip":
@@ -80,6 +79,23 @@ def _running_pyz() -> Pyz | None:
     return Pyz(path, fd, launcher if launcher is not None and f"{launcher}.pyz" == path else None)
 
 
+def _program(path: str, typed: str) -> list[str]:
+    """How a person starts the pyz at ``path``, whose name they type as ``typed``."""
+    return [typed] if os.access(path, os.X_OK) else [sys.executable, typed]
+
+
+def launcher_command(pyz: Pyz) -> str | None:
+    """What a person types to put the launcher beside the pyz. None: that name is not one that a launcher can have."""
+    directory, name = os.path.split(pyz.path)
+    launcher = name.removesuffix(".pyz")
+    if launcher in ("", name):
+        return None
+    printed = shlex.join([*_program(pyz.path, f"./{name}"), "launcher"])
+    new, old = shlex.quote(f"./{launcher}.new"), shlex.quote(f"./{launcher}")
+    # Not over an old one: a service may start it just now, and a disk may be full.
+    return f"cd {shlex.quote(directory)} && {printed} >{new} && chmod 755 {new} && mv {new} {old}"
+
+
 def launcher_warning(pyz: Pyz) -> str | None:
     """A warning if the launcher is that of an early checkout of 0.2.0. It locks the directory, not the file that this
     program locks: the two do not exclude each other. None: all is well, or there is no launcher. Blocking."""
@@ -91,9 +107,5 @@ def launcher_warning(pyz: Pyz) -> str | None:
         return None
     if launcher == pyz.path or b".pyz.trial" not in text or b".pyz.lock" in text:
         return None
-    directory, name = os.path.split(launcher)
-    # Not over the old one: a service may start it just now, and a disk may be full.
-    return (
-        f"{launcher} is an older launcher, which may count a start while an update is being installed; print it again: "
-        f"cd {directory} && ./{name}.pyz launcher >{name}.new && chmod 755 {name}.new && mv {name}.new {name}"
-    )
+    why = f"{launcher} is an older launcher, which may count a start while an update is being installed"
+    return f"{why}; print it again: {launcher_command(pyz)}"

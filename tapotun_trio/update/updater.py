@@ -21,7 +21,7 @@ from ..errors import HostError, leaves, shortage_of
 from ..log import Log
 from ..status.model import UpdateStatus
 from ..text import one_line, shorten
-from .installed import Installation, Pyz, launcher_warning
+from .installed import Installation, Pyz, launcher_command, launcher_warning
 from .outcome import Found, Outcome
 from .trial import refused_versions, require_readable_refusals
 
@@ -257,11 +257,10 @@ class Updater:
         if config.mode == "download":
             return None
         if pyz.launcher is None:
-            launcher = pyz.path.removesuffix(".pyz")
-            return (
-                f"{pyz.path} was not started by its launcher, so that a version that does not start could not be taken "
-                f"back; run {pyz.path} launcher >{launcher}, make that executable, and start it instead"
-            )
+            text = f"{pyz.path} was not started by its launcher, so no version that does not start could be taken back"
+            if (command := launcher_command(pyz)) is None:
+                return f"{text}; give it a name that ends with .pyz, such as tapotun.pyz, and restart"
+            return f"{text}; start {pyz.path.removesuffix('.pyz')} instead, once this has made it: {command}"
         if self._changes_user:
             return (
                 'with "user" this program is started as root and must not be writable for that user; start the service '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +14,17 @@ import pytest
 
 from tapotun_trio import cli, exit_codes
 from tapotun_trio.update import installed
-from tapotun_trio.update.installed import LAUNCHER_VARIABLE, Installation, Pyz, find_installation
+from tapotun_trio.update.installed import (
+    LAUNCHER_VARIABLE,
+    Installation,
+    Pyz,
+    find_installation,
+    launcher_command,
+    launcher_warning,
+)
 from tapotun_trio.update.run import foreign_program
 from tests.harness.updates import Repository
-from tests.pyz_files import running
+from tests.pyz_files import program, running
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +121,33 @@ def test_the_launcher_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["launcher"]) == exit_codes.OK
     source = Path(str(sys.modules["tapotun_trio"].__file__)).parent / "update" / "launcher.py"
     assert capsys.readouterr().out == source.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o644])
+@pytest.mark.parametrize("place", ["plain", "it's mine; exit 1 #", "-n"])
+def test_the_command_for_a_launcher_works_wherever_the_pyz_lies(tmp_path: Path, place: str, mode: int) -> None:
+    file = tmp_path / place / f"{place}.pyz"
+    file.parent.mkdir()
+    file.write_bytes(program("1.0"))
+    file.chmod(mode)
+    old = file.with_suffix("")
+    old.write_text("an old one: .pyz.trial")
+    with running(file) as pyz:
+        command = launcher_command(pyz)
+        assert command is not None
+        assert str(launcher_warning(pyz)).endswith(f"; print it again: {command}")
+    subprocess.run(["sh", "-c", command], check=True, timeout=60)
+    assert old.read_text() == "1.0 launcher\n"
+    assert old.stat().st_mode & 0o777 == 0o755
+    assert sorted(os.listdir(file.parent)) == sorted([old.name, file.name])
+    file.write_bytes(program("1.0", "sys.exit('No space left on device')"))
+    assert subprocess.run(["sh", "-c", command], check=False, capture_output=True, timeout=60).returncode == 1
+    assert old.read_text() == "1.0 launcher\n"  # it is whole
+
+
+@pytest.mark.parametrize("name", ["tapotun", ".pyz"])
+def test_a_name_that_no_launcher_can_have(name: str) -> None:
+    assert launcher_command(Pyz(f"/opt/{name}", 64, None)) is None
 
 
 @pytest.mark.parametrize(
