@@ -155,7 +155,10 @@ def begin(pyz: str, argv: list[str]) -> Trial | None:
             trial = read_trial(pyz)
             if trial is None:
                 return None
-            if digest(pyz) != trial.sha256:  # the update was interrupted, or somebody has replaced the pyz since
+            if (found := digest(pyz)) != trial.sha256:
+                # It was interrupted when it was installed or taken back, or somebody has replaced the pyz since.
+                if found == trial.previous_sha256 and max(trial.starts.values(), default=0) >= STARTS:
+                    say_back(pyz, trial, not_started(trial), refuse(pyz, printable(trial.version)))
                 remove(pyz + ".trial")
                 return None
             name = service(argv)
@@ -163,8 +166,7 @@ def begin(pyz: str, argv: list[str]) -> Trial | None:
                 name = "others"
             before = trial.starts.get(name, 0)
             if before >= STARTS:
-                why = f"version {printable(trial.version)} has not started {STARTS} times"
-                take_back(pyz, trial, why, refuses=True)
+                take_back(pyz, trial, not_started(trial), refuses=True)
                 return None  # if nothing could be put back, another start helps no more than without a trial
             trial.starts[name] = before + 1
             try:
@@ -219,32 +221,45 @@ def take_back(pyz: str, trial: Trial, why: str, *, refuses: bool) -> bool:
     if found != trial.previous_sha256:
         say(f"{why}, and {pyz}.previous is not version {before} any more; install a version by hand")
         return False
-    noted = refuses and refuse(pyz, version)
+    failure = refuse(pyz, version) if refuses else None
     os.rename(pyz + ".previous", pyz)
     sync_directory(pyz)  # before the note is gone: without it, the other version would run uncounted
-    remove(pyz + ".trial")
-    if not refuses:
-        then = f"{version} may be installed again once there is room"
-    elif noted or refuse(pyz, version):  # what was replaced has made room
+    if failure is not None:
+        failure = refuse(pyz, version)  # what was replaced has made room
+    remove(pyz + ".trial")  # last: whoever is killed before this, the next start refuses the version
+    if refuses:
+        say_back(pyz, trial, why, failure)
+    else:
+        say(f"{why}: VERSION {before} IS BACK; {version} may be installed again once there is room")
+    return True
+
+
+def say_back(pyz: str, trial: Trial, why: str, failure: OSError | None) -> None:
+    """Say that the program before is back. ``failure``: why the version on trial could not be refused."""
+    version, before = printable(trial.version), printable(trial.previous_version)
+    if failure is None:
         then = f"{version} will not be installed again, unless {pyz}.refused is removed"
     else:
-        then = f"{pyz}.refused cannot be written on a full disk, so {version} may be installed again"
+        reason = f"[Errno {failure.errno}] {failure.strerror}"
+        then = f"{pyz}.refused cannot be kept ({reason}), so {version} may be installed again"
     say(f"{why}: VERSION {before} IS BACK; {then}")
-    return True
 
 
-def refuse(pyz: str, version: str) -> bool:
-    """Note a version that is not to be installed again. Returns False if the disk is full. Raises OSError."""
-    refused = read(pyz + ".refused").splitlines()
-    if version in refused:
-        return True
+def not_started(trial: Trial) -> str:
+    """Why a version is taken back."""
+    return f"version {printable(trial.version)} has not started {STARTS} times"
+
+
+def refuse(pyz: str, version: str) -> OSError | None:
+    """Note a version that is not to be installed again. Returns why that is impossible: no trouble with the list,
+    whoever made it, may keep the program before from being put back. None: it is noted."""
     try:
-        write(pyz + ".refused", "".join(f"{line}\n" for line in [*refused, version][-MAX_REFUSED:]))
+        refused = read(pyz + ".refused").splitlines()
+        if version not in refused:
+            write(pyz + ".refused", "".join(f"{line}\n" for line in [*refused, version][-MAX_REFUSED:]))
     except OSError as exc:
-        if exc.errno not in FULL:
-            raise
-        return False
-    return True
+        return exc
+    return None
 
 
 @contextmanager

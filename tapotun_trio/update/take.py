@@ -31,6 +31,8 @@ from .trial import abandon_trial, has_open_trial, open_trial
 
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 _PIECE_BYTES: Final = 1 << 20
+# What a trial may need on the disk: its note, one more while a start is counted, and the list of refused versions.
+_SLACK_BYTES: Final = 64 << 10
 # Of the content, not of the file: signatures and hashes that IMA keeps (ima_policy), and what a script cannot have.
 _CONTENTS_ATTRIBUTES: Final = frozenset({"security.ima", "security.evm", "security.capability"})
 # With these the old file is copied, because its file system, or the sysctl fs.protected_hardlinks, allows no second
@@ -92,6 +94,7 @@ def install(source: int, new: Found, pyz: Pyz, running_version: str) -> None:
             if digest(made) != new.sha256:
                 raise HostError(f"{path}.new: the disk does not return what was written; check it")
             _keep_previous(pyz)
+            _require_slack(path)
             open_trial(path, trial)
             try:
                 _require_same(pyz)
@@ -150,6 +153,15 @@ def _require_own_place(directory: str) -> None:
     mode = os.stat(directory).st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise HostError(f"{directory}: everybody may write to it, and so replace the program; run chmod o-w on it")
+
+
+def _require_slack(path: str) -> None:
+    """Raises HostError if the disk is full but for a little, once the new file is there: its starts could not be
+    counted then. It would be taken back, which makes room, and so be installed again at the next check, for ever."""
+    found = os.statvfs(os.path.dirname(path))
+    if found.f_blocks and found.f_bavail * found.f_frsize < _SLACK_BYTES:  # 0: a file system that does not tell
+        text = f"{path}: cannot be replaced: the new version leaves less than {_SLACK_BYTES >> 10} KiB on that disk"
+        raise HostError(f"{text}, and its starts could not be counted; make room there")
 
 
 def _keep_previous(pyz: Pyz) -> None:

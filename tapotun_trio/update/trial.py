@@ -109,15 +109,16 @@ def refused_versions(pyz: str) -> list[str]:
 
 
 def require_readable_refusals(pyz: str) -> None:
-    """Raises HostError if the list of these versions is there and not for this process: root may have written it, with
-    an umask of 077, to keep a version from being installed."""
+    """Raises HostError if the list of these versions is there and cannot be read. Root may have written it, with an
+    umask of 077, to keep a version from being installed, or somebody else who may write to the directory."""
     try:
         read(f"{pyz}.refused")
     except OSError as exc:
-        if exc.errno != errno.EACCES:  # of somebody who may not refuse anything, or not to be written to either
-            return
         text = f"{pyz}.refused cannot be read: {exc.strerror}; nothing is installed, since it may name the new version"
-        raise HostError(f"{text}: let the user of this process read it") from exc
+        remedy = "let the user of this process read it"
+        if exc.errno != errno.EACCES:
+            remedy = "make it a regular file of root's, of that user or of its directory's owner"
+        raise HostError(f"{text}: {remedy}") from exc
 
 
 def has_open_trial(pyz: str) -> bool:

@@ -469,8 +469,87 @@ def test_links_are_not_followed(pyz: Path, tmp_path: Path) -> None:
     (pyz.parent / "tapotun.pyz.refused").symlink_to(victim)
     for _ in range(STARTS):
         done = launch(pyz, "run", "x")
-    assert "cannot be counted, and the version on trial cannot be taken back" in done.stderr
+    assert "VERSION 1.0 IS BACK" in done.stderr
     assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("owner", "[Errno 1] belongs to uid 65534, and is not used: remove it"),
+        ("link", "[Errno 40] Too many levels of symbolic links"),
+        ("directory", "[Errno 21] Is a directory"),
+        ("mode", "[Errno 13] Permission denied"),
+    ],
+)
+def test_no_list_of_refused_versions_keeps_the_program_before_from_coming_back(
+    shared: Path, kind: str, why: str
+) -> None:
+    """Whatever is there under its name. The bad version would run, uncounted, at every start."""
+    update(shared, "2.0", program("2.0", "sys.exit(1)"))
+    refused = shared.with_suffix(".pyz.refused")
+    if kind == "link":
+        refused.symlink_to("nowhere")
+    elif kind == "directory":
+        refused.mkdir()
+    else:
+        refused.touch(0o600)
+    argv: list[str | Path] = [sys.executable, install_launcher(shared), "run", "x"]
+    if kind == "owner":
+        os.chown(refused, NOBODY, NOBODY)
+    if kind == "mode":  # root's, and the launcher is not root
+        for path in (shared.parent, *(it for it in shared.parent.iterdir() if it != refused)):
+            os.chown(path, NOBODY, NOBODY)
+        argv[:0] = ["setpriv", "--reuid", str(NOBODY), "--clear-groups"]
+    for _ in range(STARTS):
+        assert subprocess.run(argv, check=False, capture_output=True, timeout=60).returncode == 3
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "1.0 run x\n")
+    assert "version 2.0 has not started 3 times: VERSION 1.0 IS BACK; " in done.stderr
+    assert f".refused cannot be kept ({why}), so 2.0 may be installed again" in done.stderr
+    assert shared.read_bytes() == OLD
+
+
+def test_who_is_killed_while_a_version_is_taken_back_refuses_it_at_the_next_start(
+    pyz: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a full disk, the program before is put back first: that makes the room for the list."""
+    update(pyz, "2.0", program("2.0"))
+    for _ in range(STARTS):
+        begin(str(pyz), ["run", "x"])
+
+    class Killed(BaseException):
+        pass
+
+    def kill(_: str) -> None:
+        raise Killed
+
+    def full(path: str, _: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "write", full)
+        patch.setattr(launcher, "sync_directory", kill)  # what comes after the rename
+        with pytest.raises(Killed):
+            begin(str(pyz), ["run", "x"])
+    assert pyz.read_bytes() == OLD
+    assert refused_versions(str(pyz)) == []
+    capfd.readouterr()
+    assert begin(str(pyz), ["run", "x"]) is None
+    assert refused_versions(str(pyz)) == ["2.0"]
+    assert "VERSION 1.0 IS BACK; 2.0 will not be installed again" in capfd.readouterr().err
+    assert not pyz.with_suffix(".pyz.trial").exists()
+    assert begin(str(pyz), ["run", "x"]) is None
+    assert capfd.readouterr().err == ""
+
+
+def test_an_installation_that_was_interrupted_refuses_nothing(pyz: Path) -> None:
+    """It has the same note, and the old program, too."""
+    trial = Trial("2.0", sha256(program("2.0")), "1.0", sha256(OLD), {service(["run", "x"]): STARTS - 1})
+    launcher.write(f"{pyz}.trial", trial.encode())
+    assert launch(pyz, "run", "x").stderr == ""
+    assert refused_versions(str(pyz)) == []
+    assert not pyz.with_suffix(".pyz.trial").exists()
 
 
 def test_where_starts_cannot_be_counted_an_exit_code_is_what_it_is(sticky: Path) -> None:
@@ -578,7 +657,7 @@ def test_a_version_that_cannot_be_refused_is_taken_back_all_the_same(
     assert pyz.read_bytes() == OLD
     assert read_trial(str(pyz)) is None
     assert "VERSION 1.0 IS BACK; " in (said := capfd.readouterr().err)
-    assert ".refused cannot be written on a full disk, so 2.0 may be installed again" in said
+    assert ".refused cannot be kept ([Errno 122] Disk quota exceeded), so 2.0 may be installed again" in said
 
 
 def test_the_longest_version_is_refused_as_a_whole(pyz: Path) -> None:

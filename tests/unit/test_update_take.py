@@ -113,6 +113,52 @@ def test_owner_acl_and_selinux_label_are_those_of_the_old_file(path: Path, pyz: 
     assert has == {"security.selinux": label, "system.posix_acl_access": acl}
 
 
+# Installs a version on a disk that has room for it, and for as many bytes more as the first argument says.
+_NEARLY_FULL: Final = """
+import os, sys
+from pathlib import Path
+from tapotun_trio.errors import HostError
+from tapotun_trio.update import launcher
+from tapotun_trio.update.take import install
+from tests.pyz_files import found, program, running
+path = Path(sys.argv[2], "tapotun.pyz")
+path.write_bytes(program("1.0"))
+path.chmod(0o755)
+data = program("2.0") + bytes(40_000)
+launcher.open_lock(f"{path}.lock")
+disk = os.statvfs(path.parent)
+blocks = disk.f_bavail - -(-(len(data) + int(sys.argv[1])) // disk.f_frsize)
+with open(path.with_name("filler"), "wb") as filler:
+    filler.write(bytes(blocks * disk.f_frsize))
+try:
+    with running(path) as pyz, found("2.0", data) as new:
+        install(new.memfd, new, pyz, "1.0")
+except HostError as exc:
+    print(exc)
+print(launcher.begin(str(path), ["run", "x"]) is not None, path.read_bytes() == data, sorted(os.listdir(path.parent)))
+"""
+
+
+def on_a_disk(tmp_path: Path, slack_bytes: int) -> list[str]:
+    disk = 'mount -t tmpfs -o size=512k tmpfs "$1"; shift; exec "$@"'
+    root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    argv: list[str | Path] = ["unshare", *root, "--mount", "sh", "-ec", disk, "sh", tmp_path]
+    argv += [sys.executable, "-c", _NEARLY_FULL, str(slack_bytes), tmp_path]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    return done.stdout.splitlines()
+
+
+def test_a_version_whose_starts_could_not_be_counted_is_not_installed(tmp_path: Path) -> None:
+    """The launcher would take it back, which makes the room in which the next check installs it again."""
+    told, after = on_a_disk(tmp_path, 4096)
+    assert "tapotun.pyz: cannot be replaced: the new version leaves less than 64 KiB on that disk" in told
+    assert after.startswith("False False ['filler', 'tapotun.pyz', ")
+    assert "trial" not in after
+    assert "new" not in after
+    [after] = on_a_disk(tmp_path, 65536)
+    assert after.startswith("True True ")
+
+
 def test_bytes_that_could_still_be_changed_are_a_bug(path: Path, pyz: Pyz) -> None:
     for seals in (0, fcntl.F_SEAL_WRITE, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW, fcntl.F_SEAL_SHRINK):
         with found("2.0", NEW, seals=seals) as new, pytest.raises(AssertionError, match="not sealed"):

@@ -317,7 +317,7 @@ async def test_what_cannot_be_installed_is_said_at_the_start_and_only_reported(
 ) -> None:
     repository = Repository(new)
     expected = {
-        "no launcher": f"run {pyz.path} launcher >{pyz.path.removesuffix('.pyz')}, make that executable",
+        "no launcher": f"start {pyz.path.removesuffix('.pyz')} instead, once this has made it: cd ",
         "user": "is started as root and must not be writable for that user",
         "place": "everybody may write to it",
         "no Landlock": "there is no Landlock here",
@@ -398,6 +398,44 @@ async def test_refusals_that_it_may_not_read_are_no_permission(
     assert await run_for(5 * DAY_S, it) is None
     assert installed(pyz) == OLD
     assert "tapotun.pyz.refused cannot be read: Permission denied; nothing is installed" in str(status_of(it).error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("owner", "belongs to uid 65534, and is not used: remove it"),
+        ("link", "Too many levels of symbolic links"),
+        ("directory", "Is a directory"),
+    ],
+)
+async def test_refusals_that_nobody_can_read_are_no_permission(
+    kind: str, why: str, pyz: Pyz, tmp_path: Path, new: Found, autojump_clock: MockClock
+) -> None:
+    """A member of the group that may write to the directory may have gone back by hand."""
+    refused = f"{pyz.path}.refused"
+    if kind == "link":
+        os.symlink("elsewhere", refused)
+    elif kind == "directory":
+        os.mkdir(refused)
+    else:
+        note(pyz, "refused", "2.0\n")
+        os.chown(refused, 65534, 65534)
+    it = made(pyz, Repository(new), tmp_path)
+    it.configure(CONFIG)
+    assert await run_for(5 * DAY_S, it) is None
+    assert installed(pyz) == OLD
+    error = str(status_of(it).error)
+    assert f"tapotun.pyz.refused cannot be read: {why}; nothing is installed" in error
+    assert "make it a regular file of root's" in error
+
+
+async def test_a_pyz_that_can_have_no_launcher_is_told_of_no_command_that_would_overwrite_it(
+    pyz: Pyz, tmp_path: Path, new: Found
+) -> None:
+    it = made(Pyz(pyz.path.removesuffix(".pyz"), pyz.fd, None), Repository(new), tmp_path)
+    it.configure(CONFIG)
+    remedy = "; give it a name that ends with .pyz, such as tapotun.pyz, and restart"
+    assert str(status_of(it).obstacle).endswith(remedy)
 
 
 async def test_a_reload_begins_anew(pyz: Pyz, tmp_path: Path, new: Found, autojump_clock: MockClock) -> None:
