@@ -423,11 +423,10 @@ def _rp_filter(machine: Machine, configs: Sequence[InterfaceConfig]) -> Iterator
         affected = [it.name for it in configs if _has_other_ipv6_sources(it) and it.name not in path_filter.named]
         if affected:
             found += 1
-            text = (
-                f"the reverse path filter in chain {path_filter.chain} of the nftables table {path_filter.table} drops "
-            )
+            text = f"the reverse path filter in chain {path_filter.chain} of the nftables table {path_filter.table} "
             text += (
-                f"IPv6 packets from {', '.join(affected)} whose source is not routed there, as replies to marked ones"
+                f"may drop IPv6 packets from {', '.join(affected)} whose source is not routed there, as replies to "
+                "marked ones"
             )
             yield Finding("warning", "rp_filter", text, _filter_remedy(path_filter, affected[0]))
     if found:

@@ -12,6 +12,7 @@ import ctypes
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,17 @@ _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5  # enum nft_c
 _HOOK_NUMBER: Final = 1  # enum nft_hook_attributes
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4  # enum nft_rule_attributes
 _NAME, _DATA = 1, 2  # enum nft_expr_attributes
+_META_KEY: Final = 2  # enum nft_meta_attributes
+_META_PROTOCOL, _META_IIF, _META_IIFNAME, _META_NFPROTO = 1, 4, 6, 15  # enum nft_meta_keys
+_ETH_P_IPV6: Final = b"\x86\xdd"  # linux/if_ether.h
+_NFPROTO_IPV6: Final = b"\x0a"
+_NAME_OPERAND_BYTES: Final = 16  # IFNAMSIZ
+_CMP_OPERATOR, _CMP_DATA = 2, 3  # enum nft_cmp_attributes
+_EQUAL, _NOT_EQUAL = 0, 1  # enum nft_cmp_ops
+_DATA_VALUE, _DATA_VERDICT = 1, 2  # enum nft_data_attributes
+_IMMEDIATE_DATA: Final = 2  # enum nft_immediate_attributes
+_LOOKUP_RESULT: Final = 3  # NFTA_LOOKUP_DREG: a map
+_TARGET_NAME: Final = 1  # enum nft_target_attributes
 _FIB_RESULT, _FIB_FLAGS = 2, 3  # enum nft_fib_attributes
 _FIB_OUTPUT: Final = frozenset({1, 2})  # NFT_FIB_RESULT_OIF, NFT_FIB_RESULT_OIFNAME
 _FIB_STRICT: Final = 1 | 8  # NFTA_FIB_F_SADDR, NFTA_FIB_F_IIF: the way back is through the interface that it came from
@@ -109,7 +121,8 @@ class ReversePathFilter:
 
     Attributes:
         table, chain: as for ``nft``: ``inet firewalld``, ``filter_PREROUTING``.
-        named: the interfaces, of those asked about, that appear by name in a rule of the table.
+        named: the interfaces, of those asked about, whose packets it may pass on: its rules are for those of others, or
+            a rule of the table decides about theirs.
     """
 
     table: str
@@ -118,35 +131,81 @@ class ReversePathFilter:
 
 
 def strict_ipv6_filters(interfaces: Iterable[str]) -> tuple[ReversePathFilter, ...]:
-    """Return the strict reverse path filters for IPv6 in nftables, which iptables-nft uses too. Empty if they cannot be
-    read. ``interfaces``: the names to look for in the rules."""
+    """Return the strict reverse path filters for IPv6 in nftables, which iptables-nft uses too. Those that concern none
+    of the ``interfaces`` are left out. Empty if they cannot be read."""
+    names = frozenset(interfaces)
     try:
         with _open_nftables() as sock:
-            rules = _dump(sock, _GET_RULE, _NEW_RULE)
+            tables = _by_table(_dump(sock, _GET_RULE, _NEW_RULE))
     except (OSError, struct.error):
         return ()
-    found: dict[tuple[int, str, str], None] = {}
-    for message in rules:
-        family, rule = _parse(message)
-        if family in _VERSIONS and 6 in _VERSIONS[family] and _is_strict(rule.get(_RULE_EXPRESSIONS, b"")):
-            found[family, _text(rule.get(_RULE_TABLE)), _text(rule.get(_RULE_CHAIN))] = None
-    return tuple(
-        ReversePathFilter(f"{_FAMILIES[family]} {table}", chain, _named(interfaces, rules, family, table))
-        for family, table, chain in found
-    )
+    found: list[ReversePathFilter] = []
+    for (family, table), rules in tables.items():
+        if 6 not in _VERSIONS.get(family, ()):
+            continue
+        decided: set[str] = set()
+        concerned: dict[str, set[str]] = {}  # by each chain that has such a rule
+        for chain, expressions in rules:
+            if _has_strict(expressions):
+                concerned.setdefault(chain, set()).update(name for name in names if _concerns(name, expressions))
+            elif (named := _named(names, [expressions])) and _has_verdict(expressions):
+                decided |= named
+        table = f"{_FAMILIES[family]} {table}"
+        found += [ReversePathFilter(table, chain, names - of | decided) for chain, of in concerned.items() if of]
+    return tuple(found)
 
 
-def _is_strict(expressions: bytes) -> bool:
-    for _, expression in _each(expressions):
-        parts = _attributes(expression)
-        name, data = _text(parts.get(_NAME)), _attributes(parts.get(_DATA, b""))
+def _has_strict(expressions: bytes) -> bool:
+    """Whether a rule asks for the way back, and decides about the packet."""
+    if b"fib\0" not in expressions and b"rpfilter\0" not in expressions:  # as nearly all of many thousands
+        return False
+    for name, data in _expressions(expressions):
         if name == "fib":
             result, flags = (int.from_bytes(data.get(key, b""), "big") for key in (_FIB_RESULT, _FIB_FLAGS))
             if result in _FIB_OUTPUT and flags & _FIB_STRICT == _FIB_STRICT:
-                return True
+                return _has_verdict(expressions)
         if name == "match" and _text(data.get(_MATCH_NAME)) == "rpfilter":
-            return not int.from_bytes(data.get(_MATCH_INFO, b"")[:1], "little") & _RPFILTER_LOOSE
+            is_loose = int.from_bytes(data.get(_MATCH_INFO, b"")[:1], "little") & _RPFILTER_LOOSE
+            return not is_loose and _has_verdict(expressions)
     return False
+
+
+def _has_verdict(expressions: bytes) -> bool:
+    for name, data in _expressions(expressions):
+        if name == "reject" or (name == "target" and _text(data.get(_TARGET_NAME)) == "REJECT"):
+            return True
+        if name == "immediate" and _DATA_VERDICT in _attributes(data.get(_IMMEDIATE_DATA, b"")):
+            return True
+        if name == "lookup" and int.from_bytes(data.get(_LOOKUP_RESULT, b"\1"), "big") == 0:  # a map of verdicts
+            return True
+    return False
+
+
+def _concerns(interface: str, expressions: bytes) -> bool:
+    """Whether a rule may apply to IPv6 packets from this interface. Only comparisons with one value are understood."""
+    key = None  # what the expression before has read
+    for name, data in _expressions(expressions):
+        if name == "cmp" and key in (_META_PROTOCOL, _META_NFPROTO, _META_IIF, _META_IIFNAME):
+            value = _attributes(data.get(_CMP_DATA, b"")).get(_DATA_VALUE, b"")
+            is_equal = _is_of_ipv6(interface, key, value)
+            if int.from_bytes(data.get(_CMP_OPERATOR, b""), "big") != (_EQUAL if is_equal else _NOT_EQUAL):
+                return False
+        key = int.from_bytes(data.get(_META_KEY, b""), "big") if name == "meta" else None
+    return True
+
+
+def _is_of_ipv6(interface: str, key: int, value: bytes) -> bool:
+    """Whether IPv6 packets from this interface have that value."""
+    if key == _META_PROTOCOL:
+        return value == _ETH_P_IPV6
+    if key == _META_NFPROTO:
+        return value == _NFPROTO_IPV6
+    if key == _META_IIF:
+        try:
+            return int.from_bytes(value, sys.byteorder) == socket.if_nametoindex(interface)
+        except OSError:  # there is no such interface now
+            return False
+    return os.fsencode(interface).ljust(_NAME_OPERAND_BYTES, b"\0").startswith(value)  # a shorter one: eth*
 
 
 def dropping_forward_chains(interfaces: Iterable[str]) -> tuple[ForwardChain, ...]:
@@ -186,19 +245,29 @@ def _nftables(interfaces: Iterable[str]) -> Iterator[ForwardChain]:
         chains = [chain for message in _dump(sock, _GET_CHAIN, _NEW_CHAIN) if (chain := _drops(message)) is not None]
         if not chains:
             return
-        rules = _dump(sock, _GET_RULE, _NEW_RULE)
+        tables = _by_table(_dump(sock, _GET_RULE, _NEW_RULE))
+    names = frozenset(interfaces)
+    named = {key: _named(names, (expressions for _, expressions in rules)) for key, rules in tables.items()}
     for family, table, name in chains:
         text = f"chain {name} of the nftables table {_FAMILIES[family]} {table}"
         by_iptables = (table, name) == ("filter", "FORWARD") and len(_VERSIONS[family]) == 1  # iptables-nft
         nft = "" if by_iptables else f"{_FAMILIES[family]} {table} {name}"
-        yield ForwardChain(text, _named(interfaces, rules, family, table), _VERSIONS[family], nft)
+        yield ForwardChain(text, named.get((family, table), frozenset()), _VERSIONS[family], nft)
 
 
-def _named(interfaces: Iterable[str], rules: Iterable[bytes], family: int, table: str) -> frozenset[str]:
-    """Those of the interfaces that a rule of the table names."""
-    parsed = ((message, *_parse(message)) for message in rules)
-    own = [message for message, of, found in parsed if (of, _text(found.get(_RULE_TABLE))) == (family, table)]
-    return frozenset(name for name in interfaces if any(_is_named(name, rule) for rule in own))
+def _by_table(messages: Iterable[bytes]) -> dict[tuple[int, str], list[tuple[str, bytes]]]:
+    """The rules of each table: the chain and the expressions of each. A machine may have 100,000."""
+    tables: dict[tuple[int, str], list[tuple[str, bytes]]] = {}
+    for message in messages:
+        family, rule = _parse(message)
+        place = tables.setdefault((family, _text(rule.get(_RULE_TABLE))), [])
+        place.append((_text(rule.get(_RULE_CHAIN)), rule.get(_RULE_EXPRESSIONS, b"")))
+    return tables
+
+
+def _named(interfaces: Iterable[str], rules: Iterable[bytes]) -> frozenset[str]:
+    """Those of the interfaces that one of the rules, by its expressions, names."""
+    return frozenset(name for rule in rules for name in interfaces if _is_named(name, rule))
 
 
 def _dump(sock: socket.socket, request: int, answer: int) -> list[bytes]:
@@ -249,6 +318,13 @@ def _each(data: bytes) -> Iterator[tuple[int, bytes]]:
             break
         yield kind & _TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
         offset += length + 3 & ~3
+
+
+def _expressions(data: bytes) -> Iterator[tuple[str, dict[int, bytes]]]:
+    """The name and the attributes of each expression of a rule."""
+    for _, expression in _each(data):
+        parts = _attributes(expression)
+        yield _text(parts.get(_NAME)), _attributes(parts.get(_DATA, b""))
 
 
 def _text(data: bytes | None) -> str:
