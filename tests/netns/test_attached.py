@@ -296,6 +296,17 @@ async def test_an_ipv6_address_whose_network_a_router_advertises(
         assert await attached(ipv6, network, *pushed) == wanted
 
 
+@pytest.mark.parametrize("numbers", [(6, 7), (7, 6), (4, 5, 6, 7)])
+@in_fresh_namespace
+async def test_neighbouring_addresses_of_which_none_says_the_network(numbers: tuple[int, ...]) -> None:
+    """The kernel's local table answers for each of them."""
+    ipv6 = Family(6)
+    cable("eth0", *(f"fd00:60::{number}/128" for number in numbers), family=ipv6)
+    ip("-6", "route", "add", "fd00:60::/64", "dev", "eth0", "proto", "ra")
+    async with tunnel(ipv6) as network:
+        assert await attached(ipv6, network, "fd00:60::/64") == [("fd00:60::/64", "eth0")]
+
+
 @in_fresh_namespace
 async def test_an_advertised_network_within_the_tunnel_s() -> None:
     ipv6 = Family(6)

@@ -12,14 +12,16 @@ up for packets of this machine, either without a source or with that address as 
   The kernel's local table has both, and is looked up first.
 - An IPv6 address need not say its network (RFC 5942): DHCPv6 gives a /128, and the network that is on the link comes
   from a router's advertisement. So such an address attaches the machine to the network of the route that the kernel
-  itself or a reader of advertisements has made, and that leads to the address next to it.
+  itself or a reader of advertisements has made, and that leads to the nearest address that is not this machine's.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
+from itertools import count
 from typing import Final
 
 from ...families import IPAddress, IPNetwork, host_network, is_host, is_within, network_of
@@ -116,7 +118,7 @@ async def find_attached(
         return []
     found = await kernel.dump(link_codec.dump_links(), link_codec.read_attachable_link)
     links = {details.link.index: details for details in found if details.link.running and not details.in_vrf}
-    advertised = await _advertised(kernel, [address for address in bare if address.index in links])
+    advertised = await _advertised(kernel, [address for address in bare if address.index in links], addresses)
     for candidate in candidates(advertised, networks, own, within, on_bridge):
         if not is_host(candidate.network) and candidate not in possible:
             possible.append(candidate)
@@ -143,14 +145,23 @@ def _without_network(addresses: Iterable[AssignedAddress], own: int) -> list[Ass
     return list(found.values())
 
 
-async def _advertised(kernel: Rtnetlink, bare: Sequence[AssignedAddress]) -> list[AssignedAddress]:
-    """These addresses with the networks in which they are on their links. Those without one are left out."""
+def _nearest(ip: IPAddress, ours: Container[int]) -> IPAddress:
+    """The nearest address that is not one of ours, which the kernel's local table has."""
+    number = int(ip)
+    return IPv6Address(next(number ^ distance for distance in count(1) if number ^ distance not in ours))
+
+
+async def _advertised(
+    kernel: Rtnetlink, bare: Sequence[AssignedAddress], every: Iterable[AssignedAddress]
+) -> list[AssignedAddress]:
+    """The addresses ``bare`` with the networks in which they are on their links. Those without one are left out.
+    ``every``: all addresses of this machine."""
+    ours = {int(address.ip) for address in every if address.ip.version == 6} if bare else set()
     found: list[AssignedAddress] = []
     for start in range(0, len(bare), GROUP):
         some = bare[start : start + GROUP]
         questions = [
-            codec.lookup_route(network_of(address.ip, 127)[int(address.ip) & 1 ^ 1], 0, index=address.index, match=True)
-            for address in some
+            codec.lookup_route(_nearest(address.ip, ours), 0, index=address.index, match=True) for address in some
         ]
         for address, answer in zip(some, await kernel.ask_together(questions), strict=True):
             if not isinstance(answer, bytes):
