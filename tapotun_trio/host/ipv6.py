@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ..errors import shortage_of
 from ..log import interface_logger
 from ..text import interface_setting
 
@@ -16,15 +18,17 @@ START_WITH_IPV6: Final = "start the kernel without ipv6.disable=1"
 _EUI64: Final = "0"  # IN6_ADDR_GEN_MODE_EUI64, linux/if_link.h
 
 
-def has_ipv6(name: str) -> bool:
-    """As `Host.has_ipv6`, in the network namespace of the calling thread. Blocking, for less than a millisecond."""
+def has_ipv6(name: str) -> bool | None:
+    """As `Host.has_ipv6`, in the network namespace of the calling thread. None: this machine lacks the memory or the
+    descriptors to find out. Blocking, for less than a millisecond."""
     settings = _SETTINGS / "ipv6/conf"
     if not settings.is_dir():
         # A kernel with ipv6.disable=1 has no such directory. Without its neighbour for IPv4, /proc is hidden.
-        return not (_SETTINGS / "ipv4").is_dir() and _makes_sockets()
+        return False if (_SETTINGS / "ipv4").is_dir() else _makes_sockets()
     # A new interface gets the setting of "default". "all" passes its value on to all others when it is set.
     own = name if (settings / name).is_dir() else "default"
-    return not (is_switched_off("all") or is_switched_off(own))
+    switched_off = (_reads_switched_off("all"), _reads_switched_off(own))
+    return False if True in switched_off else None if None in switched_off else True
 
 
 def refuse_router_advertisements(name: str, *, is_port: bool = False) -> None:
@@ -68,10 +72,15 @@ def join_no_routers(name: str) -> None:
 def is_switched_off(name: str) -> bool:
     """Whether the setting of an interface, of "all" or of "default" (new interfaces) switches IPv6 off. False if it
     cannot be read. Blocking, for less than a millisecond."""
+    return _reads_switched_off(name) is True
+
+
+def _reads_switched_off(name: str) -> bool | None:
+    """As `is_switched_off`; None: a shortage, as in `has_ipv6`."""
     try:
         return (_SETTINGS / "ipv6/conf" / name / "disable_ipv6").read_text(encoding="ascii").strip() != "0"
-    except OSError:  # the interface has just gone, or it has no IPv6
-        return False
+    except OSError as exc:  # the interface has just gone, or it has no IPv6
+        return None if shortage_of(exc, "") else False
 
 
 def where_switched_off(name: str) -> tuple[str, str]:
@@ -93,9 +102,9 @@ def ipv6_remedy(name: str) -> str:
     return command
 
 
-def _makes_sockets() -> bool:
+def _makes_sockets() -> bool | None:
     try:
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).close()
-    except OSError:
-        return False
+    except OSError as exc:
+        return None if shortage_of(exc, "") else exc.errno != errno.EAFNOSUPPORT
     return True

@@ -35,10 +35,13 @@ class RealHost:
         # All names that were ever opened are kept, since the kernel reports the end of an interface only after it is
         # gone.
         self._own: set[str] = set()
+        self._had_ipv6: dict[str, bool] = {}  # the last answers that were known
         self._queues = 0  # of all interfaces that are open
 
     def has_ipv6(self, name: str) -> bool:
-        return has_ipv6(name)
+        if (known := has_ipv6(name)) is not None:
+            self._had_ipv6[name] = known
+        return self._had_ipv6.get(name, True)
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         return own_name(name, self._config_file)

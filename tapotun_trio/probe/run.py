@@ -57,7 +57,7 @@ def probe(arguments: Namespace) -> int:
     except Misused as exc:
         return _misused(str(exc))
     measured = Measured(config.server.shown, config.transport, config.device)
-    if not has_ipv6(addressed(config)):
+    if has_ipv6(addressed(config)) is False:
         measured.has_ipv6, measured.ipv6_remedy = False, ipv6_remedy(addressed(config))
     began = time.monotonic()
     try:

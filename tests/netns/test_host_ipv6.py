@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 import trio
 
+from tapotun_trio.host import firewall
 from tapotun_trio.host.firewall import dropping_forward_chains, strict_ipv6_filters
 from tapotun_trio.host.interfaces import InterfaceChange
 from tapotun_trio.host.ipv6 import has_ipv6, ipv6_remedy
 from tapotun_trio.host.items import HostRoute, Item, ItemsRefused
+from tapotun_trio.host.linux import RealHost
 from tapotun_trio.host.netlink import codec
 from tapotun_trio.host.netlink.codec import KernelRoute
 from tapotun_trio.host.netlink.monitor import open_interface
@@ -457,6 +462,41 @@ def test_has_ipv6_where_the_settings_are_missing(
         assert ipv6_remedy("tun0") == "start the kernel without ipv6.disable=1"
 
 
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open none."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, True), ({"all": "0", "default": "0"}, True), ({"all": "0", "default": "1"}, False)],
+    ids=["/proc/sys is hidden", "on", "off"],
+)
+def test_has_ipv6_without_descriptors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, str], expected: bool
+) -> None:
+    """Nothing is known then, so the last answer stays."""
+    for name, value in settings.items():
+        (tmp_path / "ipv6/conf" / name).mkdir(parents=True)
+        (tmp_path / "ipv6/conf" / name / "disable_ipv6").write_text(f"{value}\n", encoding="ascii")
+    monkeypatch.setattr("tapotun_trio.host.ipv6._SETTINGS", tmp_path)
+    host = RealHost()
+    with no_descriptors():
+        assert has_ipv6("tun0") is None
+        assert host.has_ipv6("tun0")
+    assert host.has_ipv6("tun0") == expected
+    with no_descriptors():
+        assert host.has_ipv6("tun0") == expected
+
+
 # Firewalls
 
 
@@ -521,6 +561,28 @@ STRICT: Final = "meta nfproto ipv6 fib saddr . mark . iif oif missing drop"
         ["ip6tables-nft -t raw -A PREROUTING -m rpfilter --invert -j DROP"],
         [("ip6 raw", "PREROUTING", "")],
     ),
+    ("for IPv4 in a table of both", prerouting("inet", "meta nfproto ipv4 fib saddr . iif oif missing drop"), []),
+    ("for the protocol IPv4", prerouting("inet", "meta protocol ip fib saddr . iif oif missing drop"), []),
+    ("for another interface", prerouting("inet", "iifname eth0 fib saddr . iif oif missing drop"), []),
+    ("for another interface's number", prerouting("inet", "iif lo fib saddr . iif oif missing drop"), []),
+    ("for other interfaces", prerouting("inet", "iifname eth* fib saddr . iif oif missing drop"), []),
+    ("for one", prerouting("inet", "iifname tun1 fib saddr . iif oif missing drop"), [("inet f", "c", "tun0")]),
+    ("for such", prerouting("inet", "iifname tun* fib saddr . iif oif missing drop"), [("inet f", "c", "")]),
+    ("for all but one", prerouting("inet", "iifname != tun0 fib saddr . iif oif 0 drop"), [("inet f", "c", "tun0")]),
+    ("that counts only", prerouting("inet", "fib saddr . iif oif missing counter"), []),
+    ("that rejects", prerouting("inet", "fib saddr . iif oif missing reject"), [("inet f", "c", "")]),
+    ("by a map", prerouting("inet", "fib saddr . iif oif vmap { 0 : drop }"), [("inet f", "c", "")]),
+    ("with a counter by name", prerouting("inet", "iifname tun0 counter", STRICT), [("inet f", "c", "")]),
+    (
+        "for another interface by iptables-nft",
+        ["ip6tables-nft -t raw -A PREROUTING -i eth0 -m rpfilter --invert -j DROP"],
+        [],
+    ),
+    (
+        "for one by iptables-nft",
+        ["ip6tables-nft -t raw -A PREROUTING -i tun0 -m rpfilter --invert -j DROP"],
+        [("ip6 raw", "PREROUTING", "tun1")],
+    ),
     ("loose by iptables-nft", ["ip6tables-nft -t raw -A PREROUTING -m rpfilter --loose --invert -j DROP"], []),
 )
 @in_fresh_namespace
@@ -530,6 +592,26 @@ async def test_reverse_path_filters_for_ipv6(commands: list[str], expected: list
         subprocess.run([*head.split(), *([brace + tail] if brace else [])], check=True)  # noqa: ASYNC221
     found = strict_ipv6_filters(["tun0", "tun1"])
     assert [(each.table, each.chain, "".join(each.named)) for each in found] == expected
+
+
+@in_fresh_namespace
+async def test_each_rule_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may have 100,000 rules, and several chains that drop."""
+    lines = [*nft("inet"), *(f"nft add rule inet f c tcp dport {port} accept" for port in range(1, 21))]
+    lines += [f"nft add chain inet f c{n} {{type filter hook forward priority {n};policy drop;}}" for n in range(1, 5)]
+    for line in lines:
+        head, brace, tail = line.partition("{")
+        subprocess.run([*head.split(), *([brace + tail] if brace else [])], check=True)  # noqa: ASYNC221
+    read: list[bytes] = []
+    parse = firewall._parse
+
+    def counted(message: bytes) -> tuple[int, dict[int, bytes]]:
+        read.append(message)
+        return parse(message)
+
+    monkeypatch.setattr(firewall, "_parse", counted)
+    assert len(dropping_forward_chains(["tun0"])) == 5
+    assert len(read) == 5 + 20
 
 
 # Leftovers
