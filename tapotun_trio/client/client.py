@@ -307,7 +307,7 @@ class TunnelClient:
             self.guard.tick(now, connected=connected, heard=heard, silence_s=silence_s)
             self._carrier.tick(now, connected=connected)
             self._select_transport()
-            if connected and self._offer.is_outdated:
+            if connected and self._offer.is_outdated(now):
                 self._download_gate.rotate()
             for stream in (self._download, self._upload):
                 if stream is not None and not stream.over:

@@ -38,6 +38,7 @@ from .transport_choice import TransportSelector
 
 # A failure for one of these reasons may be of this one address of the name only.
 _NOT_THE_SERVER: Final = frozenset({EndReason.BAD_CONF, EndReason.BAD_RESPONSE, EndReason.SILENT})
+FOLLOW_S: Final = 10.0  # between two downloads that are opened because IPv6 was switched on or off
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +84,20 @@ class FeatureOffer:
         self._device = device
         self._told = False
         self._had_ipv6: bool | None = None  # at the newest request; None: there was none
+        self._follow_at = -math.inf  # `is_outdated` says no before this time
 
     def features(self) -> frozenset[str]:
         """The features to offer now."""
         self._had_ipv6 = self._has_ipv6()
         return self._features if self._had_ipv6 else self._features - {control.INET6}
 
-    @property
-    def is_outdated(self) -> bool:
-        """Whether IPv6 was switched on or off on this machine since the newest request."""
-        return self._had_ipv6 not in (None, self._has_ipv6())
+    def is_outdated(self, now: float) -> bool:
+        """Whether IPv6 was switched on or off on this machine since the newest request. Says so once in FOLLOW_S at
+        most: two programs may disagree about it."""
+        if now < self._follow_at or self._had_ipv6 in (None, self._has_ipv6()):
+            return False
+        self._follow_at = now + FOLLOW_S
+        return True
 
     def agreed(self, offered: frozenset[str], answer: frozenset[str]) -> frozenset[str]:
         """The features that hold from now on. Logs once if this machine has no IPv6.

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import pytest
 import trio
 
+from tapotun_trio.client import requests
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.parameters import _first_controls
@@ -472,10 +473,11 @@ async def test_a_machine_without_ipv6_does_not_ask_and_says_so_once() -> None:
 
 @pytest.mark.parametrize("transport", ["http", "websocket"])
 async def test_ipv6_that_is_switched_off_and_on_while_there_is_a_session(
-    transport: Literal["http", "websocket"],
+    monkeypatch: pytest.MonkeyPatch, transport: Literal["http", "websocket"]
 ) -> None:
     """The client asks again at once, and loses nothing by it: the older stream goes on until the next is there."""
     async with world("a", change=lambda it: replace(it, transport=transport)) as it:
+        monkeypatch.setattr(requests, "FOLLOW_S", 0.0)
         for has_ipv6 in (True, False, True, False):
             it.host.ipv6 = has_ipv6
             await it.connected("a", ipv6=has_ipv6)

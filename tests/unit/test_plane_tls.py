@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import select
 import socket
 import struct
 import tempfile
@@ -289,6 +290,9 @@ def test_a_reset_is_told_as_a_reset() -> None:
         host.send(bytes(VNET_BYTES) + packet)
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         far.close()
+        arrived = select.poll()
+        arrived.register(ours, 0)  # POLLERR is always told
+        assert arrived.poll(10_000)
         assert pump.wait(0)[0] == [(_pump.FAILED, port, errno.ECONNRESET)]
         pump.close()
 
