@@ -257,6 +257,7 @@ class ItemsRefused(HostError):
         refused: the refused items, each with the kernel's reason and what to do about it.
         shortage: the first refusal that is due to a temporary shortage of this machine; None if there is none.
         missing_bridge: the first refusal, if each of them is due to a bridge that does not exist; otherwise None.
+        lacks_ipv6: an item was refused because the machine, or the interface, has no IPv6.
     """
 
     def __init__(
@@ -264,8 +265,11 @@ class ItemsRefused(HostError):
         refused: Mapping[Item, str],
         shortage: ShortageError | None = None,
         missing_bridge: MissingBridgeError | None = None,
+        *,
+        lacks_ipv6: bool = False,
     ) -> None:
         super().__init__(next(iter(refused.values())))
         self.refused = dict(refused)
         self.shortage = shortage
         self.missing_bridge = missing_bridge
+        self.lacks_ipv6 = lacks_ipv6

@@ -28,18 +28,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from functools import partial
+from typing import Final
 
 import trio
 
 from ..config.model import ClientConfig, InterfaceConfig, ServerConfig, addressed
 from ..cooperative import run_cooperatively
 from ..datapath.tun_io import MAX_QUEUES, DeviceWriter, read_device
-from ..errors import HostError
 from ..host.interfaces import Host, OwnedName
+from ..host.items import DesiredState, ItemsRefused, address_of, version_of
 from ..http.virtual_hosts import ListenerManager
 from ..log import interface_logger
 from ..netconf.desired import desired_for_server_in_steps
@@ -48,6 +50,8 @@ from ..netconf.reconciler import Reconciler
 from .garbage import making_sessions
 from .registry import Record, keeping_last_seen
 from .restart import RestartPause
+
+IPV4_ALONE_S: Final = 60.0  # for so long after a start IPv6 is not asked for, if it was refused at the one before
 
 
 def load_modules(configs: Iterable[InterfaceConfig]) -> None:
@@ -206,10 +210,14 @@ async def _run_client_once(
     log = interface_logger(config.name)
     tls = await open_tls(config.tls) if config.server.scheme == "https" else None
 
+    # Without a device its own setting is not known. A program may switch IPv6 off whenever the device appears, such as
+    # systemd-sysctl. Then the next start makes the device for IPv4 alone; unless that does not come to pass, as where
+    # the server has only IPv6 for this client by now.
+    ipv4_alone_until = trio.current_time() + IPV4_ALONE_S if record.ipv6_refused else -math.inf
+    record.ipv6_refused = False
+
     def has_ipv6() -> bool:
-        # Without a device its own setting is not known. A program may switch IPv6 off whenever the device appears, such
-        # as systemd-sysctl; then it is not asked for at the next start.
-        return host.has_ipv6(addressed(config)) and not record.ipv6_refused
+        return trio.current_time() >= ipv4_alone_until and host.has_ipv6(addressed(config))
 
     client = record.tunnel = TunnelClient(
         config,
@@ -246,10 +254,10 @@ async def _run_client_once(
             async with trio.open_nursery() as device_nursery:
                 try:
                     await device_nursery.start(reconciler.run, desired)
-                except HostError:
-                    record.ipv6_refused = not host.has_ipv6(addressed(config))
+                except ItemsRefused as exc:
+                    record.ipv6_refused = _is_ipv6_alone(exc, desired)
                     raise
-                record.ipv6_refused = False
+                ipv4_alone_until = -math.inf
                 device_nursery.start_soon(client.guard.run)
                 device_nursery.start_soon(writer.run)
                 flows = client.flows
@@ -265,6 +273,13 @@ async def _run_client_once(
 
                 record.reconfigure, record.repair = reconfigure, reconciler.repair
     return client.device
+
+
+def _is_ipv6_alone(refusal: ItemsRefused, desired: DesiredState) -> bool:
+    """Whether the interface can start with its IPv4 addresses, since only IPv6 is switched off on it."""
+    needed = refusal.refused.keys() - desired.pushed
+    versions = {interface.version for item in desired.items if (interface := address_of(item)) is not None}
+    return refusal.lacks_ipv6 and 4 in versions and all(version_of(item) == 6 for item in needed)
 
 
 def _client_mac(config: ClientConfig) -> bytes:

@@ -48,7 +48,7 @@ class Record:
             `run_interface`. None: there is none.
         mac: the MAC address of the TAP interface; set by `run_interface`. None: there is none.
         health: what is missing of the interface on this machine.
-        ipv6_refused: whether IPv6 was switched off on a client's interface that could not start.
+        ipv6_refused: whether a client's interface could not start only because IPv6 was switched off on it.
         scope: the whole life of the interface, with its restarts and the pauses between them. ``ended`` is set when it
             is over.
         resolver: remembers the addresses at which servers were found, across restarts of the interface. The name server

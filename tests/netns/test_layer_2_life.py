@@ -88,6 +88,26 @@ def test_ipv6_that_is_switched_off_on_the_port_alone(lab: Lab) -> None:
         wait_until(lambda: own[1] in addresses(branch, BRIDGE, 6), PATIENCE_S, "the address again")
 
 
+def test_ipv6_that_is_switched_off_whenever_our_own_bridge_appears(lab: Lab) -> None:
+    """As systemd-sysctl does it. Where an attempt failed, the bridge is gone, and its setting with it."""
+    segment = Segment(lab, "branch")
+    hub, branch = segment.hub.gateway, segment.branches["branch"].gateway
+    entry = member("branch", ip=["10.30.0.66", "fd00:30::66"])
+    switch = "/proc/sys/net/ipv6/conf/br9/disable_ipv6"
+    config = segment.client("branch", bridge={"name": "br9", "create": True})
+    with (
+        running(hub, write_config(hub, segment.server(entry, net=["10.30.0.1/24", "fd00:30::1/64"])), name="hub"),
+        branch.start(["sh", "-c", f"while :; do {{ echo 1 >{switch}; }} 2>/dev/null; sleep 0.001; done"]) as switcher,
+        running(branch, write_config(branch, config), until=UPLOADING, name="client") as daemon,
+    ):
+        wait_until(lambda: addresses(branch, "br9") == ["10.30.0.66/24"], PATIENCE_S, "IPv4", daemon.tail)
+        assert "fd00:30::66/64" not in addresses(branch, "br9", 6)
+        switcher.kill()
+        branch.sysctl("net.ipv6.conf.br9.disable_ipv6", 0)
+        wait_until(lambda: "fd00:30::66/64" in addresses(branch, "br9", 6), PATIENCE_S, "IPv6", daemon.tail)
+        assert addresses(branch, "br9") == ["10.30.0.66/24"]
+
+
 def test_the_carrier_follows_the_session(lab: Lab) -> None:
     """At the client: whether there is one. At the hub: whether there is any. So a bridge sees a dead tunnel."""
     segment = Segment(lab, "one", "other")

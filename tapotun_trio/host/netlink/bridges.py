@@ -35,7 +35,7 @@ from .bridge_codec import BridgingLink
 from .codec import PROTOCOL, AssignedAddress
 from .link_codec import Link
 from .reader import NetworkReader
-from .refusals import describe, ipv6_remedy, refused
+from .refusals import describe, refused, refused_item
 from .route_lookup import BridgeNetwork
 from .socket import GROUP, Refusal, Rtnetlink
 
@@ -408,8 +408,7 @@ class Bridges:
         present = [item for item in items if item not in errors and item not in refusals]
         refusals |= await self._add_lacking_routes(bridge, present)
         for item, refusal in refusals.items():
-            remedy = ipv6_remedy(item, bridge.link, refusal)
-            errors[item] = refused(describe(item, name), bridge.link.name, refusal, remedy)
+            errors[item] = refused_item(item, bridge.link, refusal)
         return errors
 
     async def _add_lacking_routes(

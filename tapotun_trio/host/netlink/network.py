@@ -73,7 +73,7 @@ from .codec import KERNEL_PROTOCOL, PROTOCOL, KernelRoute
 from .inventory import Inventory, absent
 from .link_codec import Link
 from .reader import NetworkReader
-from .refusals import IPV6_MIN_MTU, describe, ipv6_remedy, refused
+from .refusals import IPV6_MIN_MTU, NoIPv6Error, describe, refused, refused_item
 from .route_lookup import RouteLookup, add_host_route, alone, host_route_metric, left_over
 from .socket import Refusal, Rtnetlink
 
@@ -107,6 +107,7 @@ class Netlink:
         self._bridges = Bridges(kernel, self._reader)
         self._lock = trio.Lock()
         self._shortage: ShortageError | None = None  # the first one during the current `add`
+        self._lacks_ipv6 = False  # as in `ItemsRefused`, during the current `add`
         self._indexes: dict[str, int] = {}  # of each interface, since its name may change
         # Both are written before the request is sent, so that a cancelled `add` can be undone.
         self._slots: dict[tuple[int, int, int], int] = {}  # IP version, index of the interface, and table
@@ -140,7 +141,7 @@ class Netlink:
             link = await self._link(name)
             failed: dict[Item, str] = {}
             bridgeless: list[MissingBridgeError] = []
-            self._shortage = None
+            self._shortage, self._lacks_ipv6 = None, False
             for addresses, connected, routes, rules, host_routes, bridging in _runs_of_one_kind(items):
                 for item, error in (await self._bridges.add(name, link, bridging, failed)).items():
                     failed[item] = self._note(error)
@@ -168,7 +169,7 @@ class Netlink:
                     failed |= await self._add_rules(link, [rule for rule in rules if rule not in untried])
             if failed:
                 missing_bridge = bridgeless[0] if bridgeless and len(bridgeless) == len(failed) else None
-                raise ItemsRefused(failed, self._shortage, missing_bridge)
+                raise ItemsRefused(failed, self._shortage, missing_bridge, lacks_ipv6=self._lacks_ipv6)
 
     async def remove(self, name: str, items: Sequence[Item]) -> None:
         """As `Network.remove`. Continues after a failure, and raises the first one at the end."""
@@ -551,8 +552,7 @@ class Netlink:
         obstacles = 0
         for index, refusal in sorted(refusals.items()):
             item = items[index]
-            error = refused(describe(item, link.name), link.name, refusal, ipv6_remedy(item, link, refusal))
-            text = self._note(error)
+            text = self._note(refused_item(item, link, refusal))
             if isinstance(item, (Route, ConnectedRoute)) and refusal.errno == errno.EEXIST:
                 obstacles += 1
                 if obstacles <= _MAX_OBSTACLES:
@@ -562,6 +562,7 @@ class Netlink:
 
     def _note(self, error: HostError) -> str:
         """The text of an error; the first shortage is kept."""
+        self._lacks_ipv6 |= isinstance(error, NoIPv6Error)
         if self._shortage is None and isinstance(error, ShortageError):
             self._shortage = error
         return str(error)

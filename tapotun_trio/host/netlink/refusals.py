@@ -49,7 +49,7 @@ def describe(item: Item, name: str) -> str:
             return f"host route {item}" + (f" table {table}" if table != MAIN_TABLE else "") + f" past {name}"
 
 
-def ipv6_remedy(item: Item, link: Link, refusal: Refusal) -> str | None:
+def _ipv6_remedy(item: Item, link: Link, refusal: Refusal) -> str | None:
     """What to do if the interface has no IPv6; None: that is not the reason."""
     if version_of(item) != 6:
         return None
@@ -61,6 +61,15 @@ def ipv6_remedy(item: Item, link: Link, refusal: Refusal) -> str | None:
     if refusal.errno in (errno.EINVAL, errno.ENODEV) and link.mtu < IPV6_MIN_MTU:
         return f"the interface has no IPv6, as its MTU is {link.mtu} bytes: IPv6 needs {IPV6_MIN_MTU}"
     return None
+
+
+class NoIPv6Error(HostError):
+    """The kernel refused an item because the machine, or the interface, has no IPv6."""
+
+
+def refused_item(item: Item, link: Link, refusal: Refusal) -> HostError:
+    what, remedy = describe(item, link.name), _ipv6_remedy(item, link, refusal)
+    return refused(what, link.name, refusal) if remedy is None else NoIPv6Error(f"{what}: {refusal.text}; {remedy}")
 
 
 def refused(what: str, name: str, refusal: Refusal, remedy: str | None = None) -> HostError:
