@@ -14,7 +14,7 @@ from ..config.model import Bridge, DeviceKind, Mark
 from ..datapath.tun_io import DeviceWriter
 from ..errors import EndReason, HostError, PeerError
 from ..families import IPAddress, IPNetwork, is_within
-from ..host.items import MAIN_TABLE, Address, DesiredState, Item, Route
+from ..host.items import MAIN_TABLE, Address, DesiredState, Item, ItemsRefused, Route
 from ..host.net.dial import has_default_route_past
 from ..log import Log, flap_damped
 from ..netconf.desired import describe, desired_for_client
@@ -85,18 +85,18 @@ class InterfaceParameters:
         guard: TransportGuard,
         log: Log,
         require_free: Callable[[], None],
-        has_ipv6: Callable[[], bool] = lambda: True,
+        has_ipv6_outside: Callable[[], bool] = lambda: True,
         bridge: Bridge | None = None,
     ) -> None:
-        """``require_free``: raises HostError if the device could not be made. ``has_ipv6``: whether this machine has
-        IPv6. ``bridge``: what a TAP interface is a port of."""
+        """``require_free``: raises HostError if the device could not be made. ``has_ipv6_outside``: whether any
+        interface of this machine has IPv6. ``bridge``: what a TAP interface is a port of."""
         self._mark = mark
         self._bridge = bridge
         self._guard = guard
         self._log = log
         self._changes = flap_damped()
         self._require_free = require_free
-        self._has_ipv6 = has_ipv6
+        self._has_ipv6_outside = has_ipv6_outside
         self._leaks_told: frozenset[_Leak] = frozenset()
         self.device: DeviceKind = "tun"
         self.device_changed = trio.Event()
@@ -148,7 +148,8 @@ class InterfaceParameters:
     async def configure(self, conf: InterfaceSettings) -> None:
         """Apply what the server asks for. Waits for the interface to be attached.
 
-        Raises PeerError if this would cut the client off from the server, HostError if the host refuses it.
+        Raises PeerError if this would cut the client off from the server, or if only IPv6 is refused, as switched off
+        on a running interface. Raises HostError if the host refuses something else.
         """
         self._guard.refuse_own(conf.addresses)
         before, self._conf = self._conf, conf
@@ -161,7 +162,13 @@ class InterfaceParameters:
         if desired != interface.desired:
             if conf != before:
                 self._log_change(f"the server changed this interface: {describe(conf)}")
-            await interface.apply(desired)
+            try:
+                await interface.apply(desired)
+            except ItemsRefused as exc:
+                if not exc.lacks_ipv6:
+                    raise
+                # It was switched off a moment ago, as by two programs that disagree. The next request does without it.
+                raise PeerError(str(exc), reason=EndReason.NO_ADDRESS_FAMILY) from exc
 
     def _warn_about_leak(self, desired: DesiredState) -> None:
         """Warn if all of one family goes into the tunnel, and not all of the other one, which this machine has too."""
@@ -180,7 +187,7 @@ class InterfaceParameters:
     def _has_outside(self, version: int, desired: DesiredState) -> bool:
         """Whether packets of an IP version can go past the tunnel."""
         if version == 6:
-            return self._has_ipv6()
+            return self._has_ipv6_outside()
         # Not by the tunnel's own routes, which are there already if this is a later answer. Packets with the mark use
         # the main table too, if the mark's has nothing of this version.
         return has_default_route_past(

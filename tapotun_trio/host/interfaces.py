@@ -260,7 +260,8 @@ class Host(Protocol):
     def has_ipv6(self, name: str) -> bool:
         """Whether the interface ``name`` can have IPv6 addresses; or, if there is no such interface, whether a new one
         could. False if the kernel has no IPv6, or if it is switched off (disable_ipv6). It may change at any time.
-        Where this machine lacks the descriptors to find out, the answer is the last one, or else True."""
+        Where this machine lacks the descriptors to find out, the answer is the last one, or else True. The name ``all``
+        stands for every interface: False if IPv6 is switched off on the whole machine."""
 
     def own_name(self, name: str) -> AbstractAsyncContextManager[OwnedName]:
         """Reserve an interface's name in this network namespace until exit. Call this before anything else is done for

@@ -106,5 +106,7 @@ def _makes_sockets() -> bool | None:
     try:
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).close()
     except OSError as exc:
-        return None if shortage_of(exc, "") else exc.errno != errno.EAFNOSUPPORT
+        if exc.errno == errno.EAFNOSUPPORT:  # `shortage_of` knows it, too
+            return False
+        return None if shortage_of(exc, "") else True
     return True

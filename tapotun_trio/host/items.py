@@ -257,7 +257,7 @@ class ItemsRefused(HostError):
         refused: the refused items, each with the kernel's reason and what to do about it.
         shortage: the first refusal that is due to a temporary shortage of this machine; None if there is none.
         missing_bridge: the first refusal, if each of them is due to a bridge that does not exist; otherwise None.
-        lacks_ipv6: an item was refused because the machine, or the interface, has no IPv6.
+        lacks_ipv6: an item was refused because IPv6 is switched off (disable_ipv6).
     """
 
     def __init__(

@@ -226,6 +226,7 @@ async def _run_client_once(
         resolver=record.resolver,
         tls=tls,
         has_ipv6=has_ipv6,
+        has_ipv6_outside=partial(host.has_ipv6, "all"),
     )
     client.restore_last_seen(record.last_seen)
     async with trio.open_nursery() as nursery:
@@ -257,7 +258,8 @@ async def _run_client_once(
                 except ItemsRefused as exc:
                     record.ipv6_refused = _is_ipv6_alone(exc, desired)
                     raise
-                ipv4_alone_until = -math.inf
+                if not host.has_ipv6(addressed(config)):  # from here on, this says whether it was switched on again
+                    ipv4_alone_until = -math.inf
                 device_nursery.start_soon(client.guard.run)
                 device_nursery.start_soon(writer.run)
                 flows = client.flows

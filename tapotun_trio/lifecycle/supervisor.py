@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 import trio
 
 from ..config.diff import Change
-from ..config.model import ClientConfig, InterfaceConfig
+from ..config.model import ClientConfig, InterfaceConfig, ServerConfig
 from ..errors import HostError, MissingBridgeError, ShortageError, leaves, shortage_of
 from ..host.interfaces import Host
 from ..http.virtual_hosts import ListenerManager, open_listeners
@@ -89,8 +89,10 @@ class Interfaces:
         staying = [record.config for record in self._registry if record.config.name not in ending]
         after = [*staying, *(change.after for change in changes if change.after is not None)]
         starting = [change.after for change in changes if change.after and change.kind in ("added", "restart")]
-        users = [each for each in starting if each.name not in waiting]
         keeping = [*staying, *(each for each in starting if each.name in waiting)]
+        users = [each for each in starting if each.name not in waiting or isinstance(each, ServerConfig)]
+        # Nothing but a bridge that is missing keeps a server waiting: what else is wrong would be told when it starts.
+        must = {each.name for each in users}
         users += [each for each in keeping if each.bridge and not each.bridge.create and each.bridge.name in removed]
         kept = {each.name for each in keeping}  # without a bridge at present, they have none to lose
         wanted = {
@@ -108,7 +110,7 @@ class Interfaces:
                 except ShortageError:
                     raise
                 except HostError as exc:
-                    if name not in kept:
+                    if name not in kept or name in must:
                         raise HostError(f"{name}: {exc}") from exc
 
     async def _make_all(self, changes: Sequence[Change], waiting: Collection[str], *, back: bool) -> HostError | None:

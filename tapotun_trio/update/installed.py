@@ -93,7 +93,7 @@ def launcher_command(pyz: Pyz) -> str | None:
     printed = shlex.join([*_program(pyz.path, f"./{name}"), "launcher"])
     new, old = shlex.quote(f"./{launcher}.new"), shlex.quote(f"./{launcher}")
     # Not over an old one: a service may start it just now, and a disk may be full.
-    return f"cd {shlex.quote(directory)} && {printed} >{new} && chmod 755 {new} && mv {new} {old}"
+    return f"cd {shlex.quote(directory)} && {printed} >{new} && chmod 755 {new} && mv -T {new} {old}"
 
 
 def launcher_warning(pyz: Pyz) -> str | None:

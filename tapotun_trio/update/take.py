@@ -33,6 +33,7 @@ _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 _PIECE_BYTES: Final = 1 << 20
 # What a trial may need on the disk: its note, one more while a start is counted, and the list of refused versions.
 _SLACK_BYTES: Final = 64 << 10
+_SLACK_FILES: Final = 3
 # Of the content, not of the file: signatures and hashes that IMA keeps (ima_policy), and what a script cannot have.
 _CONTENTS_ATTRIBUTES: Final = frozenset({"security.ima", "security.evm", "security.capability"})
 # With these the old file is copied, because its file system, or the sysctl fs.protected_hardlinks, allows no second
@@ -158,9 +159,13 @@ def _require_own_place(directory: str) -> None:
 def _require_slack(path: str) -> None:
     """Raises HostError if the disk is full but for a little, once the new file is there: its starts could not be
     counted then. It would be taken back, which makes room, and so be installed again at the next check, for ever."""
-    found = os.statvfs(os.path.dirname(path))
-    if found.f_blocks and found.f_bavail * found.f_frsize < _SLACK_BYTES:  # 0: a file system that does not tell
-        text = f"{path}: cannot be replaced: the new version leaves less than {_SLACK_BYTES >> 10} KiB on that disk"
+    found = os.statvfs(os.path.dirname(path))  # a file system that has no limit says 0 of 0
+    free = found.f_bfree if os.geteuid() == 0 else found.f_bavail  # the difference is kept for root
+    lacks_room = found.f_blocks and free * found.f_frsize < _SLACK_BYTES
+    lacks_files = found.f_files and found.f_favail < _SLACK_FILES
+    if lacks_room or lacks_files:
+        left = f"{_SLACK_BYTES >> 10} KiB" if lacks_room else f"{_SLACK_FILES} files (inodes)"
+        text = f"{path}: cannot be replaced: the new version leaves less than {left} on that disk"
         raise HostError(f"{text}, and its starts could not be counted; make room there")
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from ..errors import HostError
+from ..errors import HostError, shortage_of
 from ..log import Log
 from ..text import one_line, shorten
 from .installed import Installation
@@ -115,8 +115,10 @@ def require_readable_refusals(pyz: str) -> None:
         read(f"{pyz}.refused")
     except OSError as exc:
         text = f"{pyz}.refused cannot be read: {exc.strerror}; nothing is installed, since it may name the new version"
+        if shortage := shortage_of(exc, text):
+            raise shortage from exc
         remedy = "let the user of this process read it"
-        if exc.errno != errno.EACCES:
+        if exc.errno in (errno.EPERM, errno.ELOOP, errno.EISDIR):
             remedy = "make it a regular file of root's, of that user or of its directory's owner"
         raise HostError(f"{text}: {remedy}") from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -460,6 +462,14 @@ def test_has_ipv6_where_the_settings_are_missing(
     assert has_ipv6("tun0") == expected
     if not expected:
         assert ipv6_remedy("tun0") == "start the kernel without ipv6.disable=1"
+
+
+def test_has_ipv6_where_the_settings_are_hidden_and_the_kernel_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tapotun_trio.host.ipv6._SETTINGS", tmp_path)
+    monkeypatch.setattr(socket, "socket", Mock(side_effect=OSError(errno.EAFNOSUPPORT, "no such family")))
+    assert has_ipv6("tun0") is False
 
 
 @contextmanager

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
+from dataclasses import replace
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Final
 
 import pytest
 import trio
 
 from tapotun_trio.client.backoff import Backoff
+from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.requests import FeatureOffer
 from tapotun_trio.host.items import Address, BridgePort, DesiredState, Item, ItemsRefused, Route, version_of
 from tapotun_trio.http.virtual_hosts import open_listeners
@@ -27,6 +29,7 @@ from .test_ipv6_tunnel import A, dual, dual_server
 
 V4: Final = Address(IPv4Interface("10.10.0.2/24"))
 V6: Final = Address(IPv6Interface(f"{A}/64"))
+ALL: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 PUSHED: Final = Route(IPv4Network("10.60.0.0/24"))
 
 
@@ -68,9 +71,10 @@ class RefusingHost(MemoryHost):
     """Something switches IPv6 off whenever an interface appears; of one that is not there nothing is known."""
 
     off = True
+    says_off = True  # False: the reason cannot be seen in the settings
 
     def has_ipv6(self, name: str) -> bool:
-        return not (self.off and name in self.devices)
+        return not (self.off and self.says_off and name in self.devices)
 
     @asynccontextmanager
     async def open_network(self) -> AsyncIterator[MemoryNetwork]:
@@ -88,9 +92,39 @@ async def test_a_client_with_ipv6_alone_is_back_once_ipv6_is_switched_on_again(m
         nursery.cancel_scope.cancel()
 
 
+async def test_a_client_that_starts_with_ipv4_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays so, whatever the settings say, and warns that IPv6 goes past the tunnel now. Later IPv6 is switched on,
+    and off once more while the server's answer with IPv6 is under way: that ends one stream."""
+    monkeypatch.setattr(restart, "RESTART_S", (0.01, 0.01))
+    port, host, registry = free_port(), RefusingHost(), Registry()
+    host.says_off = False
+    server = replace(dual_server(port, dual("a", "10.10.0.2", A)), push_routes=ALL)
+    with logged() as log:
+
+        def lines(text: str) -> int:
+            return sum(text in it.getMessage() for it in log)
+
+        async with running(MemoryHost(), server), trio.open_nursery() as nursery:
+            await nursery.start(run_interfaces, [client_config("a", port)], host, registry)
+            await until(lambda: V4 in host.standing.get("a", []), "IPv4")
+            await until(lambda: lines("other IPv6 traffic of this machine goes outside") == 1, "the warning")
+            [record] = registry.select(["a"])
+            restarts, client = record.restarts, record.tunnel
+            assert restarts == 1
+            assert isinstance(client, TunnelClient)
+            monkeypatch.setattr(client._offer, "_has_ipv6", lambda: True)
+            client.path_changed("the test")
+            await until(lambda: lines("refused") >= 2, "the refusal")
+            assert (record.restarts, record.tunnel) == (restarts, client)
+            host.off = False
+            await until(lambda: V6 in host.standing.get("a", []), "the address")
+            assert (record.restarts, record.tunnel) == (restarts, client)
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_server_that_has_only_ipv6_for_a_client_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client starts without IPv6, since that was refused at the start before."""
-    monkeypatch.setattr(interface, "IPV4_ALONE_S", 1.0)
+    monkeypatch.setattr(interface, "IPV4_ALONE_S", 5.0)
     port, host = free_port(), MemoryHost()
     record = Record(client_config("a", port))
     record.ipv6_refused = True

@@ -298,6 +298,25 @@ async def test_a_server_that_waits_for_its_bridge_may_change_otherwise(
     assert host.left_over == []
 
 
+async def test_what_else_keeps_a_server_that_waits_from_starting_interrupts_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It waits for its bridge only. Here somebody has given that name to something else by now."""
+    waiting, other = two_servers()
+    waiting = replace(waiting, device="tap", bridge=Bridge("br0"))
+    host, registry = MemoryHost(), Registry()
+    host.missing_bridges.add("br0")
+    async with trio.open_nursery() as nursery:
+        interfaces = await nursery.start(run_interfaces, [waiting, other], host, registry)
+        host.taken["br0"] = "br0 is an interface, and no bridge"
+        tunnel = registry.select([other.name])[0].tunnel
+        after = [replace(waiting, mac=bytes.fromhex("02005e100001")), replace(other, path="/other")]
+        with pytest.raises(HostError, match=f"{waiting.name}: br0 is an interface"):
+            await interfaces.change(changes([waiting, other], after))
+        assert registry.select([other.name])[0].tunnel is tunnel
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_server_that_runs_without_its_bridge_is_not_started_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -139,8 +139,9 @@ print(launcher.begin(str(path), ["run", "x"]) is not None, path.read_bytes() == 
 """
 
 
-def on_a_disk(tmp_path: Path, slack_bytes: int) -> list[str]:
-    disk = 'mount -t tmpfs -o size=512k tmpfs "$1"; shift; exec "$@"'
+def on_a_disk(tmp_path: Path, slack_bytes: int, files: int = 0) -> list[str]:
+    """``files``: how many the disk can have; 0: no limit."""
+    disk = f'mount -t tmpfs -o size=512k,nr_inodes={files} tmpfs "$1"; shift; exec "$@"'
     root = [] if os.geteuid() == 0 else ["--map-root-user"]
     argv: list[str | Path] = ["unshare", *root, "--mount", "sh", "-ec", disk, "sh", tmp_path]
     argv += [sys.executable, "-c", _NEARLY_FULL, str(slack_bytes), tmp_path]
@@ -156,6 +157,14 @@ def test_a_version_whose_starts_could_not_be_counted_is_not_installed(tmp_path: 
     assert "trial" not in after
     assert "new" not in after
     [after] = on_a_disk(tmp_path, 65536)
+    assert after.startswith("True True ")
+
+
+def test_a_version_for_whose_notes_the_disk_has_no_file_is_not_installed(tmp_path: Path) -> None:
+    told, after = on_a_disk(tmp_path, 65536, files=8)
+    assert "the new version leaves less than 3 files (inodes) on that disk" in told
+    assert after.startswith("False False ['filler', 'tapotun.pyz', ")
+    [after] = on_a_disk(tmp_path, 65536, files=9)
     assert after.startswith("True True ")
 
 

@@ -64,12 +64,14 @@ def _ipv6_remedy(item: Item, link: Link, refusal: Refusal) -> str | None:
 
 
 class NoIPv6Error(HostError):
-    """The kernel refused an item because the machine, or the interface, has no IPv6."""
+    """The kernel refused an item because IPv6 is switched off (disable_ipv6)."""
 
 
 def refused_item(item: Item, link: Link, refusal: Refusal) -> HostError:
     what, remedy = describe(item, link.name), _ipv6_remedy(item, link, refusal)
-    return refused(what, link.name, refusal) if remedy is None else NoIPv6Error(f"{what}: {refusal.text}; {remedy}")
+    if refusal.errno != errno.EACCES or remedy is None:
+        return refused(what, link.name, refusal, remedy)
+    return NoIPv6Error(f"{what}: {refusal.text}; {remedy}")
 
 
 def refused(what: str, name: str, refusal: Refusal, remedy: str | None = None) -> HostError:
