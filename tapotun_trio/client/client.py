@@ -104,17 +104,16 @@ class TunnelClient:
         resolver: Resolver | None = None,
         tls: TlsClient | None = None,
         has_ipv6: Callable[[], bool] = lambda: True,
-        has_ipv6_outside: Callable[[], bool] = lambda: True,
+        ipv6_outside: Callable[[], bool] = lambda: True,
     ) -> None:
         """Raises HostError if the proxy that the environment names cannot be used.
 
         ``require_free``: called before each connection while the device does not exist; raises HostError if the device
         could not be made. ``resolver``: remembers the addresses of the server; None: use a new one, which knows none.
         ``tls``: from `open_tls`; needed if the server's URL is https. ``has_ipv6``: whether the interface
-        can have IPv6; see `Host.has_ipv6`. ``has_ipv6_outside``: whether any interface of this machine can.
+        can have IPv6; see `Host.has_ipv6`. ``ipv6_outside``: whether any interface of this machine can.
         """
-        self._config = config
-        self._log = log
+        self._config, self._log = config, log
         self.counters, self.rtt, self.peer_info = Counters(), RoundTrip(), PeerInfo()
         self.sender = Sender(self.counters, AGENT_FRAME)
         self.flows = ClientFlows(self.sender, self.counters)
@@ -126,9 +125,7 @@ class TunnelClient:
         self._requests = Requests(
             config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver(), tls, self._offer
         )
-        self._parameters = InterfaceParameters(
-            config.mark, self.guard, log, require_free, has_ipv6_outside, config.bridge
-        )
+        self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free, ipv6_outside, config.bridge)
         self._carrier = Carrier()
         self._machine = ClientStateMachine(log, self._selector.download_ended)
         self._agreement = Agreement()

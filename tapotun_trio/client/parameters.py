@@ -85,10 +85,10 @@ class InterfaceParameters:
         guard: TransportGuard,
         log: Log,
         require_free: Callable[[], None],
-        has_ipv6_outside: Callable[[], bool] = lambda: True,
+        ipv6_outside: Callable[[], bool] = lambda: True,
         bridge: Bridge | None = None,
     ) -> None:
-        """``require_free``: raises HostError if the device could not be made. ``has_ipv6_outside``: whether any
+        """``require_free``: raises HostError if the device could not be made. ``ipv6_outside``: whether any
         interface of this machine has IPv6. ``bridge``: what a TAP interface is a port of."""
         self._mark = mark
         self._bridge = bridge
@@ -96,7 +96,7 @@ class InterfaceParameters:
         self._log = log
         self._changes = flap_damped()
         self._require_free = require_free
-        self._has_ipv6_outside = has_ipv6_outside
+        self._ipv6_outside = ipv6_outside
         self._leaks_told: frozenset[_Leak] = frozenset()
         self.device: DeviceKind = "tun"
         self.device_changed = trio.Event()
@@ -187,7 +187,7 @@ class InterfaceParameters:
     def _has_outside(self, version: int, desired: DesiredState) -> bool:
         """Whether packets of an IP version can go past the tunnel."""
         if version == 6:
-            return self._has_ipv6_outside()
+            return self._ipv6_outside()
         # Not by the tunnel's own routes, which are there already if this is a later answer. Packets with the mark use
         # the main table too, if the mark's has nothing of this version.
         return has_default_route_past(

@@ -226,7 +226,7 @@ async def _run_client_once(
         resolver=record.resolver,
         tls=tls,
         has_ipv6=has_ipv6,
-        has_ipv6_outside=partial(host.has_ipv6, "all"),
+        ipv6_outside=partial(host.has_ipv6, "all"),
     )
     client.restore_last_seen(record.last_seen)
     async with trio.open_nursery() as nursery:

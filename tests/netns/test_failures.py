@@ -357,6 +357,7 @@ def test_broken_connections_are_mended(lab: Lab) -> None:
         ExitStack() as later,
         running(client, config, until=UPLOADING) as peer,
     ):
+        wait_for_ping(client, TUNNEL_SERVER)  # so the server has both streams, whose descriptors count
         number, until_now = index(client, "tun0"), peer.log_end
         with no_leaks(client, fds_of=[daemon, peer], settle_s=RETRY_S):
             with flood(server, TUNNEL_CLIENT), flood(client, TUNNEL_SERVER):

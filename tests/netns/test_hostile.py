@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 
 from tapotun_trio.http.server import HEAD_S
-from tests.harness import Host, Lab, Payload, Process, download, no_leaks, ping, upload, wait_until
+from tests.harness import Host, Lab, Payload, Process, download, no_leaks, ping, upload, wait_for_ping, wait_until
 
 from ..packets import frame, ip
 from .dual import HUB, LAPTOP, dual_cable, dual_client, dual_config, forwards
@@ -102,6 +102,7 @@ def siege(lab: Lab, *, counting: bool = False) -> Iterator[tuple[Host, Host, Pro
     with start as daemon:
         daemon.wait_for_log("started: ")
         with running(client, client_config(), until=UPLOADING):
+            wait_for_ping(client, HUB[0])  # so the server has accepted both streams: bodies count its descriptors
             yield server, client, daemon
             assert all(ping(client, address).ok for address in HUB)
             assert "restarting in" not in daemon.log

@@ -96,6 +96,7 @@ def test_a_second_start(lab: Lab, side: str) -> None:
     with tunnel(lab) as it:
         host, first = (it.client, it.client_daemon) if side == "client" else (it.server, it.server_daemon)
         other = client_config() if side == "client" else server_config(port=8081, net="10.11.0.1/24", clients=[])
+        wait_for_ping(it.client, TUNNEL_SERVER)  # so the server has both streams, whose descriptors count
         mark = it.client_daemon.log_end
         with no_leaks(it.server, it.client, fds_of=[first]), undisturbed(it.server, it.client):
             for config in (config_of(first), other):
