@@ -326,11 +326,11 @@ def test_a_client_says_what_is_wrong_with_its_url(lab: Lab, url: str, words: str
     with (
         nginx_proxy(server, "127.0.0.1:9", listen=8081),
         server.start(["python3", "-m", "http.server", "8082", "-d", server.tmp]) as web,
-        running(client, client_config(server=url), until=" WARNING .*trying again") as daemon,
     ):
         server.wait_for_listener(8082, by=web)
-        (line,) = (line for line in daemon.log.splitlines() if " WARNING " in line)
-        assert re.search(words, line), line
+        with running(client, client_config(server=url), until=" WARNING .*trying again") as daemon:
+            (line,) = (line for line in daemon.log.splitlines() if " WARNING " in line)
+            assert re.search(words, line), line
 
 
 def test_a_proxy_that_buffers_uploads_is_told(lab: Lab) -> None:
