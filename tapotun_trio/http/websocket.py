@@ -127,12 +127,17 @@ class AnswerParser:
         while _HEAD_END in self._data:
             head, end, self._data = self._data.partition(_HEAD_END)
             self._total += len(head)
+            self._require_short(self._total)
             answer = self._take(head + end)
             if answer is not None:
                 return answer, self._data
-        if self._total + len(self._data) > MAX_HEAD_BYTES + READ_BYTES:
-            raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason=EndReason.BAD_RESPONSE)
+        # Less what may be the beginning of its end: the limit must not depend on how the head is split.
+        self._require_short(self._total + len(self._data) - (len(_HEAD_END) - 1))
         return None
+
+    def _require_short(self, head_bytes: int) -> None:
+        if head_bytes > MAX_HEAD_BYTES + READ_BYTES:
+            raise PeerError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes", reason=EndReason.BAD_RESPONSE)
 
     def _take(self, head: bytes) -> ResponseHead | None:
         from wsproto.events import AcceptConnection, RejectConnection

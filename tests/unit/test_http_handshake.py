@@ -176,6 +176,7 @@ def test_any_answer(more: list[tuple[bytes, bytes]], status: bytes, rest: bytes)
 
 @FEW
 @given(fields, st.integers(0, 250), st.integers(0, 255))
+@example([(b"a", b"9" * 12_000), (b"b", b"9" * 12_000)], 153, 32)
 def test_an_answer_with_a_byte_changed(more: list[tuple[bytes, bytes]], at: int, byte: int) -> None:
     good = bytearray(SEEDS[8][1:].replace(b"\r\n\r\n", b"\r\n" + lines(more[:2]) + b"\r\n", 1))
     good[at % len(good)] = byte
