@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
-import resource
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Final
 from unittest.mock import Mock
@@ -29,6 +26,7 @@ from tapotun_trio.host.netlink.monitor import open_interface
 from tapotun_trio.host.netlink.network import Netlink, open_netlink
 from tapotun_trio.host.tun import MAX_FRAME_BYTES, TunDevice, open_tun
 
+from ..descriptors import descriptors_left
 from ..tables import table
 from .families import Family
 from .fresh_namespace import in_fresh_namespace, ip, python, sysctl
@@ -472,19 +470,6 @@ def test_has_ipv6_where_the_settings_are_hidden_and_the_kernel_has_none(
     assert has_ipv6("tun0") is False
 
 
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """This process can open none."""
-    lowest = os.dup(0)
-    os.close(lowest)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [({}, True), ({"all": "0", "default": "0"}, True), ({"all": "0", "default": "1"}, False)],
@@ -499,11 +484,11 @@ def test_has_ipv6_without_descriptors(
         (tmp_path / "ipv6/conf" / name / "disable_ipv6").write_text(f"{value}\n", encoding="ascii")
     monkeypatch.setattr("tapotun_trio.host.ipv6._SETTINGS", tmp_path)
     host = RealHost()
-    with no_descriptors():
+    with descriptors_left(0):
         assert has_ipv6("tun0") is None
         assert host.has_ipv6("tun0")
     assert host.has_ipv6("tun0") == expected
-    with no_descriptors():
+    with descriptors_left(0):
         assert host.has_ipv6("tun0") == expected
 
 
