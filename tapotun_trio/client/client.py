@@ -125,10 +125,11 @@ class TunnelClient:
         self._requests = Requests(
             config, self._selector, self.guard, self.path_mtu.limits, resolver or Resolver(), tls, self._offer
         )
-        self._parameters = InterfaceParameters(config.mark, self.guard, log, require_free, ipv6_outside, config.bridge)
-        self._carrier = Carrier()
+        self._parameters = InterfaceParameters(
+            config.mark, self.guard, log, require_free, ipv6_outside, config.bridge, self._offer.ipv6_refused
+        )
         self._machine = ClientStateMachine(log, self._selector.download_ended)
-        self._agreement = Agreement()
+        self._carrier, self._agreement = Carrier(), Agreement()
         self._download_gate, self._upload_gate = RetryGate(), RetryGate()
         self._ages = AgeLimits(config.rotate_s, partial(self.failure_log.note, "ages"))
         self._probe_http_at = -math.inf  # HTTP is not tried again before this time

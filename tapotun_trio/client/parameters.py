@@ -87,9 +87,11 @@ class InterfaceParameters:
         require_free: Callable[[], None],
         ipv6_outside: Callable[[], bool] = lambda: True,
         bridge: Bridge | None = None,
+        note_ipv6_refused: Callable[[], None] = lambda: None,
     ) -> None:
         """``require_free``: raises HostError if the device could not be made. ``ipv6_outside``: whether any
-        interface of this machine has IPv6. ``bridge``: what a TAP interface is a port of."""
+        interface of this machine has IPv6. ``bridge``: what a TAP interface is a port of.
+        ``note_ipv6_refused``: called when the kernel has refused IPv6 on the running interface."""
         self._mark = mark
         self._bridge = bridge
         self._guard = guard
@@ -97,6 +99,7 @@ class InterfaceParameters:
         self._changes = flap_damped()
         self._require_free = require_free
         self._ipv6_outside = ipv6_outside
+        self._note_ipv6_refused = note_ipv6_refused
         self._leaks_told: frozenset[_Leak] = frozenset()
         self.device: DeviceKind = "tun"
         self.device_changed = trio.Event()
@@ -148,8 +151,7 @@ class InterfaceParameters:
     async def configure(self, conf: InterfaceSettings) -> None:
         """Apply what the server asks for. Waits for the interface to be attached.
 
-        Raises PeerError if this would cut the client off from the server, or if only IPv6 is refused, as switched off
-        on a running interface. Raises HostError if the host refuses something else.
+        Raises PeerError if this would cut the client off from the server, HostError if the host refuses it.
         """
         self._guard.refuse_own(conf.addresses)
         before, self._conf = self._conf, conf
@@ -162,13 +164,7 @@ class InterfaceParameters:
         if desired != interface.desired:
             if conf != before:
                 self._log_change(f"the server changed this interface: {describe(conf)}")
-            try:
-                await interface.apply(desired)
-            except ItemsRefused as exc:
-                if not exc.lacks_ipv6:
-                    raise
-                # It was switched off a moment ago, as by two programs that disagree. The next request does without it.
-                raise PeerError(str(exc), reason=EndReason.NO_ADDRESS_FAMILY) from exc
+            await interface.apply(desired)
 
     def _warn_about_leak(self, desired: DesiredState) -> None:
         """Warn if all of one family goes into the tunnel, and not all of the other one, which this machine has too."""
@@ -259,7 +255,8 @@ class InterfaceParameters:
         self._changes.log(self._log, logging.INFO, trio.current_time(), text)
 
     async def apply_params(self, offered: Params) -> None:
-        """As `configure`, for a PARAMS frame."""
+        """As `configure`, for a PARAMS frame. Also raises PeerError, instead of HostError, if IPv6 was switched off on
+        the interface a moment ago, as by two programs that disagree: a stream without it is possible."""
         if offered.device != self.device:
             text = f'the server\'s parameters say "device": "{offered.device}", and it has agreed on {self.device} only'
             raise PeerError(text, reason=EndReason.BAD_PARAMS)
@@ -268,7 +265,15 @@ class InterfaceParameters:
         if offered.dns != self._dns and offered.dns:
             self._log_change(f"the server offers DNS at {listed(offered.dns)}; not set here")
         self._dns = offered.dns
-        await self.configure(offered.settings)
+        before = self._conf
+        try:
+            await self.configure(offered.settings)
+        except ItemsRefused as exc:
+            if not exc.lacks_ipv6:
+                raise
+            self._conf = before  # what the reconciler has put back
+            self._note_ipv6_refused()
+            raise PeerError(str(exc), reason=EndReason.NO_ADDRESS_FAMILY) from exc
 
 
 class _Leak(NamedTuple):

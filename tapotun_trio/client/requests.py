@@ -38,6 +38,7 @@ from .transport_choice import TransportSelector
 
 # A failure for one of these reasons may be of this one address of the name only.
 _NOT_THE_SERVER: Final = frozenset({EndReason.BAD_CONF, EndReason.BAD_RESPONSE, EndReason.SILENT})
+WITHOUT_IPV6_S: Final = 60.0  # for so long IPv6 is not asked for, once the kernel has refused it
 FOLLOW_S: Final = 10.0  # between two downloads that are opened because IPv6 was switched on or off
 
 
@@ -84,20 +85,28 @@ class FeatureOffer:
         self._device = device
         self._told = False
         self._had_ipv6: bool | None = None  # at the newest request; None: there was none
+        self._without_until = -math.inf
         self._follow_at = -math.inf  # `is_outdated` says no before this time
 
     def features(self) -> frozenset[str]:
         """The features to offer now."""
-        self._had_ipv6 = self._has_ipv6()
+        self._had_ipv6 = self._wants_ipv6()
         return self._features if self._had_ipv6 else self._features - {control.INET6}
 
     def is_outdated(self, now: float) -> bool:
         """Whether IPv6 was switched on or off on this machine since the newest request. Says so once in FOLLOW_S at
         most: two programs may disagree about it."""
-        if now < self._follow_at or self._had_ipv6 in (None, self._has_ipv6()):
+        if now < self._follow_at or self._had_ipv6 in (None, self._wants_ipv6()):
             return False
         self._follow_at = now + FOLLOW_S
         return True
+
+    def ipv6_refused(self) -> None:
+        """The kernel has refused IPv6 on the running interface, whatever the settings say."""
+        self._without_until = trio.current_time() + WITHOUT_IPV6_S
+
+    def _wants_ipv6(self) -> bool:
+        return trio.current_time() >= self._without_until and self._has_ipv6()
 
     def agreed(self, offered: frozenset[str], answer: frozenset[str]) -> frozenset[str]:
         """The features that hold from now on. Logs once if this machine has no IPv6.

@@ -14,6 +14,7 @@ import trio
 from tapotun_trio.client.backoff import Backoff
 from tapotun_trio.client.client import TunnelClient
 from tapotun_trio.client.requests import FeatureOffer
+from tapotun_trio.config.model import Mark
 from tapotun_trio.host.items import Address, BridgePort, DesiredState, Item, ItemsRefused, Route, version_of
 from tapotun_trio.http.virtual_hosts import open_listeners
 from tapotun_trio.lifecycle import interface, restart
@@ -114,10 +115,19 @@ async def test_a_client_that_starts_with_ipv4_alone(monkeypatch: pytest.MonkeyPa
             assert isinstance(client, TunnelClient)
             monkeypatch.setattr(client._offer, "_has_ipv6", lambda: True)
             client.path_changed("the test")
-            await until(lambda: lines("refused") >= 2, "the refusal")
-            assert (record.restarts, record.tunnel) == (restarts, client)
+            await until(lambda: lines("trying again at once") == 1, "the refusal")
+            await until(lambda: lines("connected again") == 1, "a stream without IPv6")
+            await trio.sleep(0.2)
+            assert lines("trying again") == 1, "it is not asked for again at once"
             host.off = False
+            client._offer._without_until = 0
+            client.path_changed("the test")
             await until(lambda: V6 in host.standing.get("a", []), "the address")
+            host.off = True
+            assert record.reconfigure is not None
+            with pytest.raises(ItemsRefused):
+                await record.reconfigure(replace(client_config("a", port), mark=Mark(100, 100)))
+            assert V6 in host.standing["a"]
             assert (record.restarts, record.tunnel) == (restarts, client)
             nursery.cancel_scope.cancel()
 
